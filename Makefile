@@ -1,0 +1,41 @@
+# radixkv: every target sets up what it needs. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+
+all: check test  ## check, then test
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "radixkv needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: .venv/.installed  ## build .venv with everything at the development pins
+
+demo: install  ## the main job: chat and repository questions, cache off and on
+	$(BIN)/radixkv demo
+
+test: install  ## all tests; fetches the test model once
+	$(BIN)/radixkv model fetch smollm2
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install  ## lint, format, types, import rules; edits nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: install  ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## every benchmark that runs without a GPU, a few minutes each
+	$(BIN)/python -m bench.index.sessions
+	$(BIN)/python -m bench.engine.chat
+	$(BIN)/python -m bench.engine.repository
+
+clean:  ## remove .venv and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: all install demo test check fix bench clean

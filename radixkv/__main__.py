@@ -1,0 +1,5 @@
+"""`python -m radixkv` is the command line."""
+
+from radixkv.cli import main
+
+main()

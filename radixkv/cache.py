@@ -1,0 +1,469 @@
+"""PrefixCache: prompts in, leases on cached pages out.
+
+    acquire(tokens) ─▶ Lease          longest cached prefix, its end locked
+       lease.extend(more)             pages for what is not cached: free ones first, then the policy's victims
+       lease.commit(n)                KV of the first n tokens is written: whole pages are published at once
+       lease.release()                lock dropped, unpublished pages freed
+
+    one lease over its sequence, in pages           owner
+    [0, published)            path pages            the tree, locked by this lease
+    [published, +len(own))    own pages             this lease
+    the rest                  no page yet           -
+
+Every page has exactly one owner at any time. A call that raises has changed nothing: pages are allocated before
+anything moves. All calls may come from any thread; one lock serialises them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import RLock
+
+from radixkv.errors import ConfigError, ForeignLease, InvariantError, NamespaceError, PoolExhausted
+from radixkv.events import EventSink, Evicted, Looked, Released, Removed, Reserved, Stored
+from radixkv.lease import Cursor, Lease
+from radixkv.namespace import Namespace
+from radixkv.node import Node
+from radixkv.pages import FREE, TREE, PagePool
+from radixkv.policies import POLICIES
+from radixkv.tokens import TOKEN_BYTES, TokenInput, token_bytes
+from radixkv.tree import Match, RadixTree, Removal
+
+__all__ = ["CacheStats", "PrefixCache"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Where every page is, and what the look-ups found. free + evictable + locked + leased = num_pages."""
+
+    num_pages: int
+    page_size: int
+    num_free: int
+    num_evictable: int
+    num_locked: int
+    num_leased: int
+    num_nodes: int
+    num_leases: int
+    num_namespaces: int
+    lookups: int
+    lookup_tokens: int
+    hit_tokens: int
+    evicted_pages: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Matched tokens / looked-up tokens."""
+        return self.hit_tokens / self.lookup_tokens if self.lookup_tokens else 0.0
+
+
+class PrefixCache:
+    """A radix tree of token prefixes over a pool of pages.
+
+    Args:
+        num_pages: pages in the pool, >= 1.
+        page_size: tokens in a page, >= 1.
+        policy: the eviction policy's name, one of `POLICIES`.
+        fingerprint: of what computes the KV (weights, tokenizer, dtype, layout); part of every namespace.
+        on_event: called with every event, in order, inside the lock.
+
+    Thread safety: any thread may call anything; calls are serialised by one lock and never wait for each other's work.
+
+    >>> cache = PrefixCache(num_pages=8, page_size=2)
+    >>> with cache.acquire([1, 2, 3, 4, 5]) as lease:
+    ...     lease.extend()
+    ...     lease.commit(5)
+    0
+    >>> cache.match([1, 2, 3, 9])
+    3
+    """
+
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int = 16,
+        *,
+        policy: str = "lru",
+        fingerprint: str = "",
+        on_event: EventSink | None = None,
+    ) -> None:
+        if page_size < 1:
+            raise ConfigError("page_size", page_size, "at least 1")
+        if policy not in POLICIES:
+            raise ConfigError("policy", policy, f"one of {', '.join(sorted(POLICIES))}")
+        self.page_size = page_size
+        self.fingerprint = fingerprint
+        self._page_bytes = page_size * TOKEN_BYTES
+        self._pool = PagePool(num_pages)
+        self._policy = POLICIES[policy]()
+        self._tree = RadixTree(page_size, self._policy)
+        self._leases: dict[int, Lease] = {}
+        self._wide: dict[int, Lease] = {}  # those whose match ended inside an edge: they lock more of it than they use
+        self._on_event = on_event
+        self._lock = RLock()
+        self._tick = 0
+        self._next_lease = TREE + 1
+        self._num_leased = 0
+        self._lookups = self._lookup_tokens = self._hit_tokens = self._evicted_pages = 0
+
+    # -- look up ------------------------------------------------------------------------------------------------------
+
+    def acquire(
+        self,
+        tokens: TokenInput | Cursor,
+        namespace: str | Namespace = "",
+        *,
+        limit: int | None = None,
+        owner: str = "",
+    ) -> Lease:
+        """Find the longest cached prefix of `tokens` and lease it.
+
+        Cost: O(T) token compares, no device work; O(new tokens) for a `Cursor`.
+        Mutates: a lock on the node where the match ends; never the tree's structure.
+
+        Args:
+            tokens: [T] token ids, T >= 0, or a cursor of this cache.
+            namespace: a tenant's salt, or a `Namespace`; a cursor brings its own.
+            limit: match at most so many tokens; an engine passes T - 1, since the last token's logits are needed.
+            owner: whom to name when the lease is asked for by `leases()`.
+
+        Returns:
+            Lease, to be released (it is a context manager).
+
+        Raises:
+            TokenError: unusable ids. NamespaceError: unusable namespace. ForeignLease: another cache's cursor.
+        """
+        cursor = tokens if isinstance(tokens, Cursor) else None
+        data = b"" if cursor is not None else token_bytes(tokens)
+        with self._lock:
+            if cursor is not None:
+                if cursor._cache is not self:
+                    raise ForeignLease("this cursor")
+                cursor._require_idle()
+                key, num_tokens = cursor._namespace, len(cursor._data) // TOKEN_BYTES
+                node, position = self._tree.climb(cursor._node, cursor._position)
+                found = self._tree.match(node, position, bytes(cursor._data[position * self._page_bytes :]))
+            else:
+                key, num_tokens = self._key(namespace), len(data) // TOKEN_BYTES
+                found = self._tree.match(self._tree.root(key), 0, data)
+            if limit is not None and found.num_pages * self.page_size + found.partial_tokens > limit:
+                found = self._cut(found, max(limit, 0))
+            self._tree.lock(found.partial_node)
+            lease_id, self._next_lease = self._next_lease, self._next_lease + 1
+            lease = Lease(self, lease_id, owner, key, data if cursor is None else cursor._data, found, cursor)
+            self._leases[lease_id] = lease
+            if lease._num_used < found.partial_node.end:
+                self._wide[lease_id] = lease
+            if cursor is not None:
+                cursor._lease = lease
+            self._lookups += 1
+            self._lookup_tokens += num_tokens
+            self._hit_tokens += lease.num_matched
+            self._tick += 1
+            if self._on_event is not None:
+                self._on_event(Looked(self._tick, key, lease_id, owner, num_tokens, lease.num_matched))
+            return lease
+
+    def match(self, tokens: TokenInput, namespace: str | Namespace = "") -> int:
+        """How many leading tokens are cached; touches nothing, not even recency. Cost: O(T) token compares."""
+        data = token_bytes(tokens)
+        with self._lock:
+            root = self._tree.roots.get(self._key(namespace))
+            if root is None:
+                return 0
+            found = self._tree.match(root, 0, data)
+            return found.num_pages * self.page_size + found.partial_tokens
+
+    def cursor(self, namespace: str | Namespace = "", tokens: TokenInput = ()) -> Cursor:
+        """A handle on a growing sequence, whose later look-ups and commits cost its new tokens only."""
+        data = token_bytes(tokens)
+        with self._lock:
+            key = self._key(namespace)
+            root = Node(key, None, 0, bytearray(), array("i"))
+            root.alive = False  # not in the tree: the first use climbs to the namespace's root, if there is one then
+            return Cursor(self, key, bytearray(data), root, 0)
+
+    def _cut(self, found: Match, limit: int) -> Match:
+        """Shorten a match to `limit` tokens."""
+        whole, tokens = divmod(limit, self.page_size)
+        if found.num_pages <= whole:
+            tokens = min(tokens, found.partial_tokens) if found.num_pages == whole else found.partial_tokens
+            page = found.partial_page if tokens else -1
+            return Match(found.node, found.num_pages, page, tokens, found.partial_node if tokens else found.node)
+        node, _ = self._tree.climb(found.node, whole + 1)  # holds the page with index `whole`
+        if tokens:
+            return Match(node, whole, node.pages[whole - node.start], tokens, node)
+        node, _ = self._tree.climb(node, whole)
+        return Match(node, whole, -1, 0, node)
+
+    # -- what leases do (called through Lease) ------------------------------------------------------------------------
+
+    def _extend(self, lease: Lease, data: bytes) -> None:
+        with self._lock:
+            lease._require_live()
+            num_tokens = (len(lease._data) + len(data)) // TOKEN_BYTES
+            needed = -(-num_tokens // self.page_size) - lease._published - len(lease._own)
+            pages = self._allocate(lease.id, needed) if needed > 0 else None
+            if data:
+                if not isinstance(lease._data, bytearray):
+                    lease._data = bytearray(lease._data)
+                lease._data += data
+            if pages is not None:
+                lease._own += pages
+                if lease._path is not None:
+                    lease._path = lease._path + pages  # a new array: whoever views the old one keeps it
+                self._num_leased += len(pages)
+                self._tick += 1
+                if self._on_event is not None:
+                    self._on_event(Reserved(self._tick, lease.id, pages))
+
+    def _allocate(self, owner: int, num_pages: int) -> array[int]:
+        missing = num_pages - self._pool.num_free
+        if missing > 0:
+            if missing > self._tree.num_evictable:
+                evictable = self._tree.num_pages - self._count_used()
+                if missing > evictable:
+                    raise PoolExhausted(num_pages, self._pool.num_free, evictable, self._num_leased)
+            self._narrow()
+            self._evict(missing)
+        return self._pool.allocate(num_pages, owner)
+
+    def _narrow(self) -> None:
+        """Split locked edges behind the last page their leases use, so that the rest is evicted in its turn.
+
+        A match splits nothing, so a lease may lock more than it uses; before pages are taken that is put right. Once is
+        enough: what a lease has locked does not grow. Cost: O(edge) for each lease since the last time.
+        """
+        for lease in self._wide.values():
+            node, used = self._tree.climb(lease._node, lease._num_used)
+            self._move_lock(lease, self._tree.settle(node, used, node.tick))
+        self._wide.clear()
+
+    def _count_used(self) -> int:
+        """Pages of the tree that leases use: what would be locked after `_narrow`. Cost: O(locked nodes)."""
+        ends: dict[Node, int] = {}
+        for lease in self._leases.values():
+            above: Node | None
+            above, used = self._tree.climb(lease._node, lease._num_used)
+            while above is not None and ends.get(above, -1) < used:
+                ends[above] = used
+                used = above.start
+                above = above.parent
+        return sum(used - node.start for node, used in ends.items())
+
+    def _evict(self, num_pages: int) -> int:
+        taken = 0
+        while taken < num_pages:
+            leaf = self._policy.victim()
+            if leaf is None:
+                break
+            tick, namespace = leaf.tick, leaf.namespace
+            pages = self._tree.trim(leaf, num_pages - taken)
+            self._pool.free(pages, TREE)
+            taken += len(pages)
+            self._evicted_pages += len(pages)
+            self._tick += 1
+            if self._on_event is not None:
+                start = leaf.end if leaf.alive else leaf.start
+                self._on_event(Evicted(self._tick, namespace, start, pages, tick))
+        return taken
+
+    def _commit(self, lease: Lease, num_tokens: int) -> int:
+        with self._lock:
+            lease._require_live()
+            total = len(lease._data) // TOKEN_BYTES
+            whole = num_tokens // self.page_size
+            num_new = whole - lease._published
+            limit = min(total, (lease._published + len(lease._own)) * self.page_size)
+            if not 0 <= num_tokens <= limit:
+                raise ConfigError("num_tokens", num_tokens, f"0 to {limit}, the tokens that have pages; extend() first")
+            if num_new <= 0:
+                return 0
+            start = lease._published
+            tail = bytes(lease._data[start * self._page_bytes : whole * self._page_bytes])
+            node, position = self._tree.climb(lease._node, start)
+            self._tick += 1
+            own_locks = 1 if node is lease._node else 0
+            done = self._tree.insert(node, position, tail, lease._own[:num_new], self._tick, own_locks)
+            duplicates, fresh = lease._own[: done.num_duplicate], lease._own[done.num_duplicate : num_new]
+            self._pool.transfer(fresh, lease.id, TREE)
+            if duplicates:
+                self._pool.free(duplicates, lease.id)
+                lease._path = None
+            self._num_leased -= num_new
+            del lease._own[:num_new]
+            lease._published = whole
+            lease._partial_page, lease.partial_tokens = -1, 0
+            self._move_lock(lease, done.node)
+            self._wide.pop(lease.id, None)
+            if self._on_event is not None:
+                event = Stored(self._tick, lease.namespace, lease.id, start, tail, done.num_duplicate, fresh)
+                self._on_event(event)
+            return done.num_duplicate
+
+    def _move_lock(self, lease: Lease, node: Node) -> None:
+        if node is not lease._node:
+            self._tree.lock(node)
+            self._tree.unlock(lease._node)
+            lease._node = node
+
+    def _release(self, lease: Lease) -> None:
+        with self._lock:
+            lease._require_live()
+            del self._leases[lease.id]
+            self._wide.pop(lease.id, None)
+            self._tick += 1
+            node, position = self._tree.climb(lease._node, lease._published)
+            if node.parent is not None:
+                node = self._tree.settle(node, position, self._tick)
+            self._move_lock(lease, node)
+            if lease._cursor is not None:
+                lease._cursor._rest(node, lease._published)
+            self._tree.unlock(node)
+            own = lease._own
+            if own:
+                self._pool.free(own, lease.id)
+                self._num_leased -= len(own)
+            lease._released = True
+            if self._on_event is not None:
+                num_tokens = len(lease._data) // TOKEN_BYTES
+                self._on_event(Released(self._tick, lease.namespace, lease.id, num_tokens, len(own)))
+
+    def _path_pages(self, lease: Lease) -> array[int]:
+        with self._lock:
+            lease._require_live()
+            if lease._path is None:
+                node, position = self._tree.climb(lease._node, lease._published)
+                lease._path = self._tree.path_pages(node, position) + lease._own
+            return lease._path
+
+    # -- take away ----------------------------------------------------------------------------------------------------
+
+    def evict(self, num_pages: int) -> int:
+        """Let the policy free up to `num_pages` pages now; returns how many it did. Cost: O(log n) a leaf."""
+        with self._lock:
+            self._narrow()
+            return self._evict(min(num_pages, self._tree.num_evictable))
+
+    def remove(self, tokens: TokenInput = (), namespace: str | Namespace = "") -> Removal:
+        """Forget every cached page that continues `tokens`; what leases hold stays and is counted.
+
+        Where `tokens` ends inside a page, the pages that begin with its last tokens go. Cost: O(subtree).
+        """
+        data = token_bytes(tokens)
+        cut = len(data) - len(data) % self._page_bytes
+        with self._lock:
+            root = self._tree.roots.get(self._key(namespace))
+            if root is None:
+                return Removal(array("i"), 0)
+            self._narrow()
+            found = self._tree.match(root, 0, data[:cut])
+            if found.num_pages * self._page_bytes < cut:
+                return Removal(array("i"), 0)
+            return self._remove(found.node, found.num_pages, data[cut:])
+
+    def _remove(self, node: Node, position: int, probe: bytes) -> Removal:
+        namespace = node.namespace
+        removal = self._tree.remove(node, position, probe)
+        self._pool.free(removal.pages, TREE)
+        self._tick += 1
+        if self._on_event is not None:
+            self._on_event(Removed(self._tick, namespace, removal.pages, removal.num_locked))
+        return removal
+
+    def flush(self) -> int:
+        """Forget everything in every namespace; returns how many pages stay because leases hold them."""
+        with self._lock:
+            self._narrow()
+            for root in list(self._tree.roots.values()):
+                self._remove(root, 0, b"")
+            return self._tree.num_pages
+
+    # -- look at ------------------------------------------------------------------------------------------------------
+
+    def stats(self) -> CacheStats:
+        """Counts, all exact. Cost: O(1)."""
+        with self._lock:
+            return CacheStats(
+                num_pages=self._pool.num_pages,
+                page_size=self.page_size,
+                num_free=self._pool.num_free,
+                num_evictable=self._tree.num_evictable,
+                num_locked=self._tree.num_pages - self._tree.num_evictable,
+                num_leased=self._num_leased,
+                num_nodes=self._tree.num_nodes,
+                num_leases=len(self._leases),
+                num_namespaces=len(self._tree.roots),
+                lookups=self._lookups,
+                lookup_tokens=self._lookup_tokens,
+                hit_tokens=self._hit_tokens,
+                evicted_pages=self._evicted_pages,
+            )
+
+    def leases(self) -> Sequence[Lease]:
+        """Every lease not yet released, oldest first: who forgot one is named in `lease.owner`."""
+        with self._lock:
+            return tuple(self._leases.values())
+
+    def generation(self, page: int) -> int:
+        """How often `page` was freed; a reader compares before and after a copy."""
+        with self._lock:
+            return self._pool.generation(page)
+
+    def show(self, *, max_nodes: int = 200) -> str:
+        """Draw the tree of every namespace."""
+        with self._lock:
+            return self._tree.show(max_nodes=max_nodes)
+
+    def check(self) -> None:
+        """Recount every invariant of docs/invariants.md. Cost: O(pages + nodes).
+
+        Raises:
+            InvariantError: one is broken.
+        """
+        with self._lock:
+            self._pool.check()
+            self._tree.check()
+            self._check_owners()
+            self._check_locks()
+
+    def _check_owners(self) -> None:
+        in_tree = sorted(page for node in self._tree.walk() for page in node.pages)
+        if in_tree != self._pool.owned_by(TREE):
+            raise InvariantError("I1", reason="the tree's pages and their owners differ", in_tree=len(in_tree))
+        for lease in self._leases.values():
+            if sorted(lease._own) != self._pool.owned_by(lease.id):
+                raise InvariantError("I1", reason="a lease's pages and their owners differ", lease=lease.id)
+        leased = sum(len(lease._own) for lease in self._leases.values())
+        total = self._pool.num_free + self._tree.num_pages + leased
+        if (
+            leased != self._num_leased
+            or total != self._pool.num_pages
+            or self._pool.num_free != len(self._pool.owned_by(FREE))
+        ):
+            raise InvariantError("I4", leased=leased, kept=self._num_leased, total=total)
+
+    def _check_locks(self) -> None:
+        held: dict[Node, int] = {}
+        for lease in self._leases.values():
+            held[lease._node] = held.get(lease._node, 0) + 1
+            if not lease._node.alive or self._tree.climb(lease._node, lease._num_used)[1] != lease._num_used:
+                raise InvariantError("I7", lease=lease.id, reason="its lock does not cover the pages it uses")
+        evictable_leaves = 0
+        for node in self._tree.walk():
+            if node.lock_count != held.pop(node, 0):
+                raise InvariantError("I7", node=node)
+            leaf = node.parent is not None and node.children is None and node.lock_count == 0
+            evictable_leaves += leaf
+            if leaf != (node in self._policy):
+                raise InvariantError("I5", node=node, evictable=leaf)
+        if held or evictable_leaves != len(self._policy):
+            raise InvariantError("I5", strays=len(held), leaves=evictable_leaves, ordered=len(self._policy))
+
+    def _key(self, namespace: str | Namespace) -> bytes:
+        if isinstance(namespace, str):
+            return Namespace(namespace, self.fingerprint).key
+        if isinstance(namespace, Namespace):
+            return namespace.key
+        raise NamespaceError(namespace, "expected text or a Namespace")

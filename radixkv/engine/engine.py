@@ -1,0 +1,475 @@
+"""The embedded engine: prompts in, answers out, prefixes computed once.
+
+    generate / stream / chat ─▶ waiting ─▶ one prefilling ─▶ up to max_running decoding ─▶ finished
+                                   │            │                     │
+                                lease       chunk by chunk,      one step for all of them
+                              + view        pages published      pages published as they fill
+
+Whoever waits for an answer drives the loop: `step()` advances every running request under one lock, so answers asked
+for from several threads decode together. A failing request never takes another with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import RLock
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from radixkv.cache import CacheStats, PrefixCache
+from radixkv.engine.build import EngineParts, build, build_random
+from radixkv.engine.config import EngineConfig, SamplingParams
+from radixkv.engine.output import Chunk, Completion, FinishReason
+from radixkv.engine.request import Request
+from radixkv.engine.runner import Work
+from radixkv.engine.session import Session
+from radixkv.engine.tokenizer import Tokenizer
+from radixkv.engine.view import ViewPool
+from radixkv.errors import (
+    ChatTemplateMissing,
+    ConfigError,
+    EmptyTokensError,
+    EngineClosed,
+    PoolExhausted,
+    PromptTooLong,
+    RequestTooLarge,
+    TokenRangeError,
+)
+from radixkv.lease import Cursor
+from radixkv.namespace import Namespace
+from radixkv.tokens import Tokens
+
+__all__ = ["Engine", "EngineStats"]
+
+log = logging.getLogger("radixkv.engine")
+
+Prompt = Any
+"""Text, token ids in any form `Tokens` takes, or chat messages: a list of {"role": ..., "content": ...}."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine did: cached_tokens + computed_tokens = prompt_tokens of all finished and failed requests."""
+
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    generated_tokens: int
+    prefill_s: float
+    cache: CacheStats
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens computed a second; 0 before the first."""
+        return self.computed_tokens / self.prefill_s if self.prefill_s else 0.0
+
+
+class Engine:
+    """A model with a radix-cached prefix, in this process.
+
+    Args:
+        model: a name ("smollm2"), a folder, a .gguf file, or a hub id.
+        config: settings; or give them by name: `Engine("smollm2", page_size=32, exact=True)`.
+        settings: fields of `EngineConfig`.
+
+    Raises:
+        ModelError: no such model, damaged weights, or an unsupported architecture.
+        ConfigError: a setting that cannot be.
+
+    Thread safety: any thread may call anything; requests of several threads decode together.
+    """
+
+    def __init__(self, model: str, config: EngineConfig | None = None, **settings: Any) -> None:
+        if config is not None and settings:
+            raise ConfigError("config", config, "either a config or single settings, not both")
+        self._set_up(build(str(model), config if config is not None else EngineConfig(**settings)))
+
+    @classmethod
+    def random(cls, model_config: Any, *, seed: int = 0, **settings: Any) -> Engine:
+        """An engine of random weights in the shape of a transformers config: token ids only, for tests and benches."""
+        engine = cls.__new__(cls)
+        engine._set_up(build_random(model_config, seed, EngineConfig(**settings)))
+        return engine
+
+    def _set_up(self, parts: EngineParts) -> None:
+        self.config = parts.config
+        self.name = parts.name
+        self.max_context = parts.max_context
+        self.runner = parts.runner
+        self.store = parts.store
+        self.cache: PrefixCache = parts.cache
+        self._tokenizer = parts.tokenizer
+        self._eos_ids = parts.eos_ids
+        self._views = ViewPool(parts.store, max_idle_tokens=2 * parts.max_context)
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._lock = RLock()
+        self._closed = False
+        self._requests = self._prompt_tokens = self._cached = self._computed = self._generated = 0
+        self._prefill_s = 0.0
+
+    # -- ask ----------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        namespace: str | Namespace = "",
+        cache: bool | None = None,
+    ) -> list[Completion]:
+        """Answer one prompt or several; several decode together, and share what their beginnings have in common.
+
+        Args:
+            prompts: one prompt or a list of prompts; each is text, token ids, or chat messages.
+            params: how to choose tokens; greedy by default.
+            namespace: a tenant's salt; prefixes are shared inside a namespace only.
+            cache: False neither looks up nor keeps anything; None is the engine's setting.
+
+        Returns:
+            One Completion a prompt, in order.
+
+        Raises:
+            TokenError, PromptTooLong, RequestTooLarge: a prompt that cannot be run; none of them is run then.
+        """
+        several = _as_prompts(prompts)
+        requests = [self._request(prompt, params, namespace, cache) for prompt in several]
+        self._submit(requests)
+        try:
+            while not all(request.finished for request in requests):
+                self.step()
+        finally:
+            self._cancel(requests)
+        return [_result(request) for request in requests]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        namespace: str | Namespace = "",
+        cache: bool | None = None,
+    ) -> Iterator[Chunk]:
+        """Answer one prompt token by token; the last chunk carries the Completion. Closing it cancels the request.
+
+        Raises:
+            As `generate`; when called, not when first read.
+        """
+        return self._stream(self._request(prompt, params, namespace, cache))
+
+    def chat(self, system: str | None = None, *, namespace: str | Namespace = "", cache: bool | None = None) -> Session:
+        """Open a conversation. Its history is kept as exact token ids and never tokenised again.
+
+        Args:
+            system: a system message.
+            namespace: as for `generate`.
+            cache: as for `generate`.
+
+        Raises:
+            ChatTemplateMissing: the model cannot chat.
+        """
+        self._require_open()
+        if not self.tokenizer.has_chat_template:
+            raise ChatTemplateMissing(self.name)
+        return Session(self, system, namespace=namespace, cache=self._use_cache(cache))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            ConfigError: the engine has random weights, and so no tokenizer.
+        """
+        if self._tokenizer is None:
+            raise ConfigError("prompt", "text", "token ids: this engine has no tokenizer")
+        return self._tokenizer
+
+    # -- run ----------------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Advance: one chunk of the prompt being prefilled, or else one token for every decoding request."""
+        with self._lock:
+            self._require_open()
+            prefilling = next((request for request in self._running if not request.prefilled), None) or self._admit()
+            if prefilling is not None:
+                self._guarded([prefilling], self._prefill)
+            elif self._running:
+                for batch in [[one] for one in self._running] if self.config.exact else [list(self._running)]:
+                    self._guarded(batch, self._decode)
+
+    def _admit(self) -> Request | None:
+        """Start the request that waits longest, if pages enough are free or evictable for it and those that run."""
+        if not self._waiting or len(self._running) >= self.config.max_running:
+            return None
+        request = self._waiting[0]
+        if request.use_cache:
+            lease = self.cache.acquire(
+                request.cursor if request.cursor is not None else request.prompt,
+                request.namespace,
+                limit=len(request.prompt) - 1,
+                owner="engine",
+            )
+            request.lease = lease
+            stats = self.cache.stats()
+            promised = sum(self._missing_pages(other) for other in (*self._running, request))
+            if self._running and promised > stats.num_free + stats.num_evictable:
+                request.lease = None
+                lease.release()
+                return None
+        self._waiting.popleft()
+        self._running.append(request)
+        self._guarded([request], self._start)
+        return request if not request.finished else None
+
+    def _missing_pages(self, request: Request) -> int:
+        """Pages a running request may still ask for."""
+        if request.lease is None:
+            return 0
+        have = request.lease.num_published // self.config.page_size + request.lease.num_own_pages
+        return max(-(-request.capacity // self.config.page_size) - have, 0)
+
+    def _start(self, batch: Sequence[Request]) -> None:
+        """Give a request its view, loaded with what the cache has."""
+        (request,) = batch
+        request.view = self._views.take(request.capacity)
+        if request.lease is not None:
+            matched = request.lease.num_matched
+            block = self.config.exact_block
+            request.cached = request.position = matched // block * block if self.config.exact else matched
+            request.view.load(self.store, self._source_pages(request), 0, request.position)
+            request.lease.extend()
+
+    def _source_pages(self, request: Request) -> Sequence[int]:
+        """The pages that hold a request's cached prefix; the last may be one it shares the head of only."""
+        assert request.lease is not None
+        pages = request.lease.pages
+        partial = request.lease.partial_page
+        return pages if partial is None else [*pages, partial]
+
+    def _prefill(self, batch: Sequence[Request]) -> None:
+        """Compute the next chunk of a prompt; the first token follows the last chunk."""
+        (request,) = batch
+        assert request.view is not None
+        size = self.config.exact_block if self.config.exact else self.config.prefill_chunk
+        start = request.position
+        end = min(start + size, len(request.prompt))
+        last = end == len(request.prompt)
+        tokens = request.prompt.array[start:end]
+        started = perf_counter()
+        logits = self.runner.forward([Work(request.view, tokens, start, last and request.max_output > 0)])
+        self._prefill_s += perf_counter() - started
+        request.position = end
+        request.computed += end - start
+        self._publish(request, end if not self.config.exact else end // size * size)
+        if last and request.max_output > 0:
+            self._settle(request, request.accept(logits[0]))
+        elif last:
+            self._settle(request, "length")
+
+    def _decode(self, batch: Sequence[Request]) -> None:
+        """Feed every request its newest token, and choose the one after it."""
+        ready = [request for request in batch if self._reserve(request)]
+        works = [Work(request.view, request.newest, request.position, True) for request in ready if request.view]
+        if not works:
+            return
+        logits = self.runner.forward(works)
+        for request, row in zip(ready, logits, strict=True):
+            request.position += 1
+            if not self.config.exact and request.position % self.config.page_size == 0:
+                self._publish(request, request.position)
+            self._settle(request, request.accept(row))
+
+    def _reserve(self, request: Request) -> bool:
+        """Give the newest token a slot. Where the pool has none left, this request ends, and only this one."""
+        if request.lease is not None:
+            try:
+                request.lease.extend(request.newest)
+            except PoolExhausted as error:
+                log.warning("request dropped: %s", error)
+                self._fail([request], error)
+                return False
+        return True
+
+    def _publish(self, request: Request, num_tokens: int) -> None:
+        """Save whole pages of the view's first `num_tokens` tokens, then let everybody find them."""
+        lease = request.lease
+        if lease is None:
+            return
+        assert request.view is not None
+        size = self.config.page_size
+        first, last = lease.num_published // size, num_tokens // size
+        if last > first:
+            request.view.save(self.store, lease.pages[first:last], first)
+            lease.commit(last * size)
+
+    # -- end ----------------------------------------------------------------------------------------------------------
+
+    def _settle(self, request: Request, reason: FinishReason | None) -> None:
+        if reason is not None:
+            self._end(request)
+            request.finish(reason)
+
+    def _end(self, request: Request) -> None:
+        """Take a request off the engine; its published pages stay cached."""
+        if request in self._running:
+            self._running.remove(request)
+        if request.lease is not None:
+            request.lease.release()
+            request.lease = None
+        if request.view is not None:
+            self._views.give(request.view)
+            request.view = None
+        self._requests += 1
+        self._prompt_tokens += request.cached + request.computed
+        self._cached += request.cached
+        self._computed += request.computed
+        self._generated += len(request.output)
+
+    def _guarded(self, batch: list[Request], act: Callable[[Sequence[Request]], None]) -> None:
+        """Run one action; if it fails, the requests in it fail and all others go on."""
+        try:
+            act(batch)
+        except Exception as error:
+            log.warning("%d requests end: %s", len(batch), error)
+            self._fail(batch, error)
+
+    def _fail(self, batch: Sequence[Request], error: Exception) -> None:
+        for request in batch:
+            if not request.finished:
+                self._end(request)
+                request.error = error
+
+    def _cancel(self, requests: Sequence[Request]) -> None:
+        """End what is not finished: its reader went away."""
+        with self._lock:
+            for request in requests:
+                if not request.finished:
+                    if request in self._waiting:
+                        self._waiting.remove(request)
+                    self._end(request)
+                    request.finish("cancelled")
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        namespace: str | Namespace,
+        cache: bool | None,
+        cursor: Cursor | None = None,
+    ) -> Request:
+        """Check a prompt and make its request."""
+        self._require_open()
+        params = params if params is not None else SamplingParams()
+        tokens = self._tokens(prompt)
+        if not len(tokens):
+            raise EmptyTokensError
+        highest = int(tokens.array.max())
+        if highest >= self.runner.vocab_size:
+            raise TokenRangeError(highest, int(tokens.array.argmax()), self.runner.vocab_size)
+        if len(tokens) + min(params.max_tokens, 1) > self.max_context:
+            raise PromptTooLong(len(tokens), self.max_context)
+        request = Request(
+            tokens,
+            params,
+            namespace=namespace,
+            cursor=cursor,
+            use_cache=self._use_cache(cache),
+            tokenizer=self._tokenizer,
+            max_context=self.max_context,
+            eos_ids=self._eos_ids,
+        )
+        num_pages = -(-request.capacity // self.config.page_size)
+        if request.use_cache and num_pages > self.store.num_pages:
+            raise RequestTooLarge(num_pages, self.store.num_pages)
+        return request
+
+    def _tokens(self, prompt: Prompt) -> Tokens:
+        if isinstance(prompt, str):
+            return Tokens(self.tokenizer.encode(prompt))
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
+            return Tokens(self.tokenizer.chat_ids(prompt, add_generation_prompt=True))
+        return Tokens(prompt)
+
+    def _submit(self, requests: Sequence[Request]) -> None:
+        with self._lock:
+            self._require_open()
+            self._waiting.extend(requests)
+
+    def _stream(self, request: Request) -> Iterator[Chunk]:
+        self._submit([request])
+        return self._read(request)
+
+    def _read(self, request: Request) -> Iterator[Chunk]:
+        try:
+            while True:
+                while request.chunks:
+                    yield request.chunks.pop(0)
+                if request.finished:
+                    break
+                self.step()
+            _result(request)
+        finally:
+            self._cancel([request])
+
+    def _use_cache(self, cache: bool | None) -> bool:
+        return self.config.cache if cache is None else cache
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EngineClosed
+
+    # -- look at ------------------------------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Totals since the start."""
+        with self._lock:
+            return EngineStats(
+                requests=self._requests,
+                prompt_tokens=self._prompt_tokens,
+                cached_tokens=self._cached,
+                computed_tokens=self._computed,
+                generated_tokens=self._generated,
+                prefill_s=self._prefill_s,
+                cache=self.cache.stats(),
+            )
+
+    def close(self) -> None:
+        """Cancel what runs and give back the memory. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._cancel([*self._running, *self._waiting])
+            self._closed = True
+            self.cache.flush()
+            del self.store, self._views, self.runner
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Engine({self.name!r}, running={len(self._running)}, waiting={len(self._waiting)})"
+
+
+def _as_prompts(prompts: Prompt) -> list[Prompt]:
+    """Tell one prompt from a list of prompts."""
+    if isinstance(prompts, (list, tuple)) and prompts and not isinstance(prompts[0], (int, np.integer, dict)):
+        return list(prompts)
+    return [prompts]
+
+
+def _result(request: Request) -> Completion:
+    if request.error is not None:
+        raise request.error
+    assert request.completion is not None
+    return request.completion

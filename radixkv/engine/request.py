@@ -1,0 +1,135 @@
+"""One request on its way through the engine.
+
+waiting ── lease, view ──▶ prefilling ── last prompt token ──▶ decoding ── stop, length, cancel ──▶ finished
+
+sequence    prompt ..................... answer ........ last token
+lease       [0, prompt + answer - 1)     (the last token has no KV yet: nobody needs it until it is continued)
+view        [0, position)                KV that is written
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from radixkv.engine.config import SamplingParams
+from radixkv.engine.output import Chunk, Completion, FinishReason
+from radixkv.engine.sampler import Sampler, TokenLogprob
+from radixkv.engine.tokenizer import TextStream, Tokenizer
+from radixkv.engine.view import WorkingView
+from radixkv.lease import Cursor, Lease
+from radixkv.namespace import Namespace
+from radixkv.tokens import Tokens
+
+__all__ = ["Request"]
+
+
+class Request:
+    """The state of one request. Owned by the engine, changed under its lock.
+
+    Attributes:
+        prompt: its tokens.
+        cursor: a conversation's place in the cache, if it has one.
+        lease: its claim on pages; None before it starts, and when it does not use the cache.
+        view: its working view, while it runs.
+        position: tokens whose KV is in the view.
+        cached: prompt tokens taken from the cache.
+        output: generated token ids.
+        chunks: what a reader has not taken yet.
+        error: what ended it, if it failed.
+    """
+
+    def __init__(
+        self,
+        prompt: Tokens,
+        params: SamplingParams,
+        *,
+        namespace: str | Namespace,
+        cursor: Cursor | None,
+        use_cache: bool,
+        tokenizer: Tokenizer | None,
+        max_context: int,
+        eos_ids: frozenset[int],
+    ) -> None:
+        self.prompt = prompt
+        self.params = params
+        self.namespace = namespace
+        self.cursor = cursor
+        self.use_cache = use_cache
+        self.max_output = min(params.max_tokens, max_context - len(prompt))
+        self.stop_ids = params.stop_token_ids | (frozenset() if params.ignore_eos else eos_ids)
+        self.lease: Lease | None = None
+        self.view: WorkingView | None = None
+        self.position = 0
+        self.cached = 0
+        self.computed = 0
+        self.output: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.chunks: list[Chunk] = []
+        self.completion: Completion | None = None
+        self.error: BaseException | None = None
+        self._sampler: Sampler | None = None
+        self._stream = TextStream(tokenizer, params.stop) if tokenizer is not None else None
+        self._text: list[str] = []
+        self._started = perf_counter()
+        self._first: float | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Tokens whose KV may be written before it ends: all but the last one generated."""
+        return len(self.prompt) + max(self.max_output - 1, 0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self.completion is not None or self.error is not None
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether the whole prompt went through the model."""
+        return self.position >= len(self.prompt)
+
+    @property
+    def newest(self) -> npt.NDArray[np.int32]:
+        """[1] the token generated last."""
+        return np.array(self.output[-1:], np.int32)
+
+    def accept(self, logits: torch.Tensor) -> FinishReason | None:
+        """Choose the next token from `logits` [V]; returns why the answer ends with it, or None."""
+        if self._sampler is None:
+            self._sampler = Sampler(self.params, logits.shape[-1], logits.device)
+            self._sampler.note(torch.from_numpy(self.prompt.array.astype(np.int64)).to(logits.device))
+        token_id, logprob = self._sampler.choose(logits)
+        if self._first is None:
+            self._first = perf_counter()
+        self.output.append(token_id)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        ended = token_id in self.stop_ids
+        text = "" if ended or self._stream is None else self._stream.push(token_id)
+        self._text.append(text)
+        self.chunks.append(Chunk(text, token_id))
+        if ended or (self._stream is not None and self._stream.stopped):
+            return "stop"
+        return "length" if len(self.output) >= self.max_output else None
+
+    def finish(self, reason: FinishReason) -> None:
+        """Make the completion."""
+        tail = self._stream.flush() if self._stream is not None else ""
+        self._text.append(tail)
+        now = perf_counter()
+        self.completion = Completion(
+            text="".join(self._text),
+            token_ids=tuple(self.output),
+            finish_reason=reason,
+            prompt_tokens=len(self.prompt),
+            cached_tokens=self.cached,
+            computed_tokens=self.computed,
+            ttft_s=(self._first or now) - self._started,
+            total_s=now - self._started,
+            logprobs=tuple(self.logprobs) if self.params.logprobs is not None else None,
+        )
+        self.chunks.append(Chunk(tail, None, self.completion))

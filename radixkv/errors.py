@@ -1,0 +1,303 @@
+"""Every error radixkv raises on purpose, as one tree.
+
+    RadixKVError
+    ├── TokenError (ValueError)          the token ids themselves are unusable
+    │   ├── TokenTypeError (TypeError)   floats, booleans, 2-D arrays, text
+    │   ├── TokenRangeError              negative, or above int32
+    │   └── EmptyTokensError             a request of no tokens
+    ├── ConfigError (ValueError)         a setting has a value it cannot have
+    ├── CacheError
+    │   ├── PoolExhausted                no page is free or evictable
+    │   ├── PageError                    a page id was freed twice, or by who does not own it
+    │   ├── LeaseError
+    │   │   ├── LeaseReleased            used or released after its release
+    │   │   ├── CursorBusy               a cursor was used beside the live lease over it
+    │   │   └── ForeignLease             handed to a cache that did not give it out
+    │   ├── NamespaceError               not a usable namespace
+    │   └── InvariantError               check() found the structure broken: our fault
+    ├── EngineError
+    │   ├── PromptTooLong                longer than the context of the model
+    │   ├── RequestTooLarge              needs more pages than the whole pool has
+    │   ├── SessionClosed                a chat was used after close()
+    │   ├── ChatTemplateMissing          the model has no chat template
+    │   └── EngineClosed                 the engine was used after close()
+    └── ModelError
+        ├── ModelNotFound                no such folder, file or hub id
+        ├── ModelCorrupt                 a weight file is truncated or not what it says
+        ├── UnsupportedModel             an architecture whose KV we cannot page
+        └── FetchError                   a download failed
+            └── ChecksumMismatch         what arrived is not what was asked for
+
+Each carries its facts as fields, so a caller never parses the text. The text says what was asked, what is true, and
+what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CacheError",
+    "ChatTemplateMissing",
+    "ChecksumMismatch",
+    "ConfigError",
+    "CursorBusy",
+    "EmptyTokensError",
+    "EngineClosed",
+    "EngineError",
+    "FetchError",
+    "ForeignLease",
+    "InvariantError",
+    "LeaseError",
+    "LeaseReleased",
+    "ModelCorrupt",
+    "ModelError",
+    "ModelNotFound",
+    "NamespaceError",
+    "PageError",
+    "PoolExhausted",
+    "PromptTooLong",
+    "RadixKVError",
+    "RequestTooLarge",
+    "SessionClosed",
+    "TokenError",
+    "TokenRangeError",
+    "TokenTypeError",
+    "UnsupportedModel",
+]
+
+
+class RadixKVError(Exception):
+    """Base of every error raised on purpose by radixkv."""
+
+    def __init__(self, message: str, **fields: object) -> None:
+        """Keep `message` as the text and every field as an attribute of the same name."""
+        super().__init__(message)
+        self.fields = fields
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+
+class TokenError(RadixKVError, ValueError):
+    """Token ids that cannot be used."""
+
+
+class TokenTypeError(TokenError, TypeError):
+    """Token ids of a type or shape that cannot be read as a list of integers."""
+
+    def __init__(self, got: str) -> None:
+        super().__init__(
+            f"token ids must be one flat sequence of integers, got {got}; "
+            "pass a list[int], a 1-D integer array or tensor, or raw little-endian int32 bytes",
+            got=got,
+        )
+
+
+class TokenRangeError(TokenError):
+    """A token id below 0, above 2**31 - 1, or beyond the model's vocabulary."""
+
+    def __init__(self, value: int, index: int, limit: int = 2**31) -> None:
+        super().__init__(
+            f"token id {value} at index {index} is outside 0..{limit - 1}; check that the tokenizer fits the model",
+            value=value,
+            index=index,
+            limit=limit,
+        )
+
+
+class EmptyTokensError(TokenError):
+    """A request that has no tokens at all."""
+
+    def __init__(self) -> None:
+        super().__init__("the prompt has no tokens; at least one is needed to compute an answer")
+
+
+class ConfigError(RadixKVError, ValueError):
+    """A setting outside what it can be."""
+
+    def __init__(self, setting: str, value: object, expected: str) -> None:
+        super().__init__(
+            f"{setting}={value!r} is not possible; expected {expected}", setting=setting, value=value, expected=expected
+        )
+
+
+class CacheError(RadixKVError):
+    """Base of the errors of the cache."""
+
+
+class PoolExhausted(CacheError):
+    """Pages were asked for and too few are free or evictable."""
+
+    needed: int
+    free: int
+    evictable: int
+    leased: int
+
+    def __init__(self, needed: int, free: int, evictable: int, leased: int) -> None:
+        super().__init__(
+            f"needed {needed} pages, but {free} are free, {evictable} evictable and {leased} held by leases; "
+            "release leases, wait for running requests, or make the pool larger",
+            needed=needed,
+            free=free,
+            evictable=evictable,
+            leased=leased,
+        )
+
+
+class PageError(CacheError):
+    """A page was freed or moved by someone who does not own it."""
+
+    def __init__(self, page: int, owner: int, claimed: int) -> None:
+        super().__init__(
+            f"page {page} is owned by {owner}, not by {claimed}; a page is freed once, by its owner",
+            page=page,
+            owner=owner,
+            claimed=claimed,
+        )
+
+
+class LeaseError(CacheError):
+    """Base of the errors of leases."""
+
+
+class LeaseReleased(LeaseError):
+    """A lease was used, or released again, after its release."""
+
+    def __init__(self, lease_id: int) -> None:
+        super().__init__(f"lease {lease_id} was already released; acquire a new one", lease_id=lease_id)
+
+
+class CursorBusy(LeaseError):
+    """A cursor was changed, or leased again, while a lease over it is live."""
+
+    def __init__(self, lease_id: int) -> None:
+        super().__init__(
+            f"lease {lease_id} over this cursor is live; release it first, or fork() the cursor", lease_id=lease_id
+        )
+
+
+class ForeignLease(LeaseError):
+    """A lease or cursor was handed to a cache that did not create it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} belongs to another cache; use the cache that gave it out", what=what)
+
+
+class NamespaceError(CacheError):
+    """Not a usable namespace."""
+
+    def __init__(self, namespace: object, reason: str) -> None:
+        super().__init__(f"namespace {namespace!r} cannot be used: {reason}", namespace=namespace, reason=reason)
+
+
+class InvariantError(CacheError):
+    """`check()` found a broken invariant: a defect of radixkv, never of its caller."""
+
+    def __init__(self, invariant: str, **state: object) -> None:
+        detail = ", ".join(f"{name}={value!r}" for name, value in state.items())
+        super().__init__(
+            f"invariant {invariant} is broken ({detail}); please report this", invariant=invariant, **state
+        )
+
+
+class EngineError(RadixKVError):
+    """Base of the errors of the engine."""
+
+
+class PromptTooLong(EngineError):
+    """A prompt that does not fit the model's context."""
+
+    def __init__(self, num_tokens: int, max_context: int) -> None:
+        super().__init__(
+            f"the prompt has {num_tokens} tokens, and the context holds {max_context} with at least one to generate; "
+            "shorten the prompt, or use a model with a longer context",
+            num_tokens=num_tokens,
+            max_context=max_context,
+        )
+
+
+class RequestTooLarge(EngineError):
+    """One request needs more pages than the pool has in all."""
+
+    def __init__(self, num_pages: int, pool_pages: int) -> None:
+        super().__init__(
+            f"the request needs up to {num_pages} pages and the whole pool has {pool_pages}; "
+            "lower max_tokens, shorten the prompt, or give the engine a larger pool",
+            num_pages=num_pages,
+            pool_pages=pool_pages,
+        )
+
+
+class SessionClosed(EngineError):
+    """A session was used after it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("this session is closed; open a new one with engine.chat()")
+
+
+class EngineClosed(EngineError):
+    """The engine was used after it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("this engine is closed; create a new one")
+
+
+class ChatTemplateMissing(EngineError):
+    """Messages were given to a model that has no chat template."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"model {model!r} has no chat template, so messages cannot be rendered; "
+            "use generate() with plain text, or a model tuned for chat",
+            model=model,
+        )
+
+
+class ModelError(RadixKVError):
+    """Base of the errors about model files."""
+
+
+class ModelNotFound(ModelError):
+    """No model of this name or path."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"model {model!r} was not found: {reason}", model=model, reason=reason)
+
+
+class ModelCorrupt(ModelError):
+    """A weight file is truncated, or not of the format it claims."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be read as a model: {reason}; fetch or copy the file again", path=path, reason=reason
+        )
+
+
+class UnsupportedModel(ModelError):
+    """An architecture whose attention does not keep plain per-layer keys and values."""
+
+    def __init__(self, model: str, architecture: str, supported: str) -> None:
+        super().__init__(
+            f"model {model!r} has the architecture {architecture}, which cannot be paged; supported: {supported}",
+            model=model,
+            architecture=architecture,
+            supported=supported,
+        )
+
+
+class FetchError(ModelError):
+    """A download did not succeed."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"fetching {what} failed: {reason}", what=what, reason=reason)
+
+
+class ChecksumMismatch(FetchError):
+    """A file arrived, and its content is not the expected one."""
+
+    def __init__(self, path: str, expected: str, actual: str) -> None:
+        RadixKVError.__init__(
+            self,
+            f"{path} has sha256 {actual}, expected {expected}; the file was removed, fetch it again",
+            path=path,
+            expected=expected,
+            actual=actual,
+        )

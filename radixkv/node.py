@@ -1,0 +1,74 @@
+"""One node of the radix tree: an edge of tokens and the pages that hold their KV.
+
+    parent                          start = pages before this edge, on the path from the root
+      │ key: [n * S] tokens  <-- int32 bytes, always whole pages
+      ▼ pages: [n] page ids
+    node ── children, keyed by the first page of their edge
+
+Positions are counted in pages from the root: this node covers [start, end).
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from sortedcontainers import SortedList
+
+__all__ = ["Node"]
+
+
+class Node:
+    """An edge of whole pages. Mutable; owned by one `RadixTree`, touched only by it.
+
+    Attributes:
+        key: [n * page_size] int32 token ids as bytes.
+        pages: [n] page ids; page i holds the KV of tokens [(start + i) * S, (start + i + 1) * S).
+        start: pages on the path before this node.
+        parent: the node above; kept when this node leaves the tree, so that a cursor can climb to where it is valid.
+        children: first page of the child's key -> child; None while there are none.
+        ordered: the keys of `children`, sorted; kept only where there are many.
+        lock_count: live leases that end here.
+        guard_count: children with a lease somewhere below, plus one if `lock_count`; > 0 forbids eviction.
+        tick: when a request last ended here; a parent learns of its children's uses when they leave.
+        trimmed: has lost pages from its end. Such a node never grows again, so that what stood at a position of a
+            living node is what stands there now, if the position still exists.
+        alive: is part of the tree.
+        namespace: the key of the namespace, in every node of its subtree.
+    """
+
+    __slots__ = (
+        "alive",
+        "children",
+        "guard_count",
+        "key",
+        "lock_count",
+        "namespace",
+        "ordered",
+        "pages",
+        "parent",
+        "start",
+        "tick",
+        "trimmed",
+    )
+
+    def __init__(self, namespace: bytes, parent: Node | None, start: int, key: bytearray, pages: array[int]) -> None:
+        self.namespace = namespace
+        self.parent = parent
+        self.start = start
+        self.key = key
+        self.pages = pages
+        self.children: dict[bytes, Node] | None = None
+        self.ordered: SortedList[bytes] | None = None
+        self.lock_count = 0
+        self.guard_count = 0
+        self.tick = 0
+        self.trimmed = False
+        self.alive = True
+
+    @property
+    def end(self) -> int:
+        """Pages on the path up to and with this node."""
+        return self.start + len(self.pages)
+
+    def __repr__(self) -> str:
+        return f"Node(start={self.start}, pages={self.pages.tolist()}, lock_count={self.lock_count}, tick={self.tick})"

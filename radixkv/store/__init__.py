@@ -1,0 +1,1 @@
+"""Where page bytes live."""

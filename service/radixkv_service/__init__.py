@@ -1,0 +1,5 @@
+"""The HTTP service over radixkv."""
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

@@ -1,0 +1,157 @@
+"""Faults planted into the real classes, one at a time, to see whether the tests notice.
+
+A fault is a few edits of the text of a method: the edited method replaces the real one inside `planted(name)`. Text that
+is no longer there fails loudly, so a fault cannot rot into changing nothing.
+"""
+
+from __future__ import annotations
+
+import __future__
+import inspect
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from radixkv.cache import PrefixCache
+from radixkv.lease import Lease
+from radixkv.pages import PagePool
+from radixkv.policies import TickQueue
+from radixkv.tree import RadixTree
+
+
+class Edit(NamedTuple):
+    """In `owner.method`, `old`, which stands there once, becomes `new`."""
+
+    owner: type
+    method: str
+    old: str
+    new: str
+
+
+_TRIM_CHECKS_NOTHING = Edit(RadixTree, "trim", "assert leaf.children is None and leaf.lock_count == 0 and", "assert")
+
+FAULTS: dict[str, tuple[Edit, ...]] = {
+    "split forgets the lock": (
+        Edit(RadixTree, "_split", "del node.key[:cut]", "node.lock_count = 0; del node.key[:cut]"),
+    ),
+    "split forgets the guard above": (
+        Edit(RadixTree, "_split", "upper.guard_count = 1 if node.guard_count else 0", "upper.guard_count = 0"),
+    ),
+    "split hands the lock to the upper half": (
+        Edit(
+            RadixTree,
+            "_split",
+            "del node.key[:cut]",
+            "upper.lock_count, node.lock_count = node.lock_count, 0; node.guard_count = 0; del node.key[:cut]",
+        ),
+    ),
+    "duplicate pages leak": (Edit(PrefixCache, "_commit", "self._pool.free(duplicates, lease.id)", "pass"),),
+    "duplicates are not renamed": (Edit(PrefixCache, "_commit", "lease._path = None", "pass"),),
+    "an inner node is evicted": (
+        Edit(RadixTree, "_attach", "self._order.discard(parent)", "pass"),
+        _TRIM_CHECKS_NOTHING,
+    ),
+    "a leased page is evicted": (
+        Edit(RadixTree, "lock", "self._order.discard(node)", "pass"),
+        _TRIM_CHECKS_NOTHING,
+    ),
+    "the page to copy from is not locked": (
+        Edit(PrefixCache, "acquire", "self._tree.lock(found.partial_node)", "self._tree.lock(found.node)"),
+        Edit(Lease, "__init__", "self._node = found.partial_node", "self._node = found.node"),
+    ),
+    "narrowing forgets the page to copy from": (
+        Edit(Lease, "_num_used", "self._published + (self._partial_page >= 0)", "self._published"),
+    ),
+    "a child is keyed by one token": (
+        Edit(RadixTree, "match", "tail[offset : offset + page_bytes]", "tail[offset : offset + 4]"),
+        Edit(RadixTree, "_split", "first = bytes(node.key[: self._page_bytes])", "first = bytes(node.key[:4])"),
+        Edit(RadixTree, "_split", "{bytes(node.key[: self._page_bytes]): node}", "{bytes(node.key[:4]): node}"),
+        Edit(RadixTree, "_attach", "first = key[: self._page_bytes]", "first = key[:4]"),
+        Edit(RadixTree, "_detach", "first = bytes(leaf.key[: self._page_bytes])", "first = bytes(leaf.key[:4])"),
+    ),
+    "a leaf grows under another's lock": (Edit(RadixTree, "insert", "start.lock_count == locks", "True"),),
+    "a trimmed leaf grows again": (Edit(RadixTree, "insert", "and not start.trimmed", ""),),
+    "a parent does not learn of its children's uses": (
+        Edit(RadixTree, "_detach", "parent.tick = max(parent.tick, leaf.tick)", "pass"),
+    ),
+    "unlock forgets to count pages evictable": (
+        Edit(RadixTree, "unlock", "self.num_evictable += len(above.pages)", "pass"),
+    ),
+    "unlock forgets to put the leaf back in order": (Edit(RadixTree, "unlock", "self._leaf_free(node)", "pass"),),
+    "the salt is ignored": (
+        Edit(PrefixCache, "_key", "Namespace(namespace, self.fingerprint)", "Namespace('', self.fingerprint)"),
+    ),
+    "the fingerprint is ignored": (Edit(PrefixCache, "_key", "return namespace.key", "return Namespace('').key"),),
+    "a cursor trusts a node that left": (Edit(RadixTree, "climb", "position = min(position, node.start)", "pass"),),
+    "a cursor trusts a position that was trimmed": (
+        Edit(RadixTree, "climb", "position = min(position, node.start + len(node.pages))", "pass"),
+    ),
+    "a truncated cursor keeps its place": (
+        Edit(
+            PrefixCache,
+            "acquire",
+            "self._tree.climb(cursor._node, cursor._position)",
+            "self._tree.climb(cursor._node, cursor._node.end)",
+        ),
+    ),
+    "pages are evicted before it is sure that they suffice": (
+        Edit(PrefixCache, "_allocate", "raise PoolExhausted(", "self._evict(missing); raise PoolExhausted("),
+    ),
+    "a match inside an edge locks all of it": (Edit(PrefixCache, "_narrow", "self._wide.values()", "()"),),
+    "a release touches pages it did not use": (
+        Edit(PrefixCache, "_release", "node = self._tree.settle(node, position, self._tick)", "node.tick = self._tick"),
+    ),
+    "a release keeps its unpublished pages": (
+        Edit(PrefixCache, "_release", "self._pool.free(own, lease.id)", "pass"),
+    ),
+    "a late leaf counts as the newest": (
+        Edit(TickQueue, "add", "not recent or leaf.tick >= next(reversed(recent.values()))", "True"),
+    ),
+    "the oldest of the late leaves is forgotten": (
+        Edit(TickQueue, "first", "return heap[0][2] if heap and heap[0][0] <= tick else leaf", "return leaf"),
+    ),
+    "eviction takes the head of an edge": (
+        Edit(RadixTree, "trim", "pages = leaf.pages[keep:]", "pages = leaf.pages[:num_pages]"),
+        Edit(RadixTree, "trim", "del leaf.pages[keep:]", "del leaf.pages[:num_pages]"),
+    ),
+    "the neighbour search looks one way": (Edit(RadixTree, "_between", "max(index - 1, 0)", "index"),),
+    "the limit is ignored": (Edit(PrefixCache, "acquire", "found = self._cut(found, max(limit, 0))", "pass"),),
+    "remove takes what leases hold": (
+        Edit(RadixTree, "remove", "if member.guard_count:", "if False:"),
+        _TRIM_CHECKS_NOTHING,
+    ),
+    "remove ignores the tokens after the last whole page": (
+        Edit(RadixTree, "remove", "if first.startswith(probe)", ""),
+    ),
+    "a freed page keeps its generation": (Edit(PagePool, "free", "generation[page] += 1", "pass"),),
+    "a root is never forgotten": (Edit(RadixTree, "_leaf_free", "del self.roots[node.namespace]", "pass"),),
+}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Run with the fault in place; the real methods are back afterwards, whatever happened."""
+    texts: dict[tuple[type, str], str] = {}
+    for edit in FAULTS[name]:
+        place = edit.owner, edit.method
+        text = texts.get(place) or textwrap.dedent(inspect.getsource(_function(*place)))
+        if text.count(edit.old) != 1:
+            raise LookupError(f"{edit.owner.__name__}.{edit.method} has {text.count(edit.old)} times {edit.old!r}")
+        texts[place] = text.replace(edit.old, edit.new)
+    kept = {place: inspect.getattr_static(*place) for place in texts}
+    try:
+        for (owner, method), text in texts.items():
+            code = compile(text, f"<{name}>", "exec", flags=__future__.annotations.compiler_flag)
+            made: dict[str, object] = {}
+            exec(code, _function(owner, method).__globals__, made)
+            setattr(owner, method, made[method])
+        yield
+    finally:
+        for (owner, method), real in kept.items():
+            setattr(owner, method, real)
+
+
+def _function(owner: type, method: str):
+    found = inspect.getattr_static(owner, method)
+    return found.fget if isinstance(found, property) else found
