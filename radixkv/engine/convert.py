@@ -8,7 +8,7 @@
     models/gguf-<sha256 of the content>-<version>/               appears by one rename, whole or not at all
 
 `from_pretrained(gguf_file=...)` does the same job in one call, but needs the accelerate package, holds the whole model
-in float32, reads the vocabulary three times in pure Python (33 s for a 135M model, against 5 s here), initialises a
+in float32, reads the vocabulary three times in pure Python (33 s for a 135M model, against 7 s here), initialises a
 tensor that the file lacks at random, drops RoPE scaling, and marks the model so that it cannot be saved.
 """
 
@@ -33,7 +33,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
-from transformers.integrations import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
+from transformers.integrations.ggml import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from radixkv.engine.fetch import Progress, default_cache_dir, locked
@@ -97,7 +97,7 @@ def convert(
 ) -> Path:
     """Return the folder of this GGUF file's content, converting it the first time.
 
-    Cost:    one read of the file for its digest; the first time about 5 s for 135M parameters, holding one shard
+    Cost:    one read of the file for its digest; the first time about 7 s for 135M parameters, holding one shard
     (2 GiB at most) and one tensor at a time.
 
     Args:
@@ -267,7 +267,7 @@ def _write_folder(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     config.architectures = [type(model).__name__]
-    config.dtype = _stored_dtype(max(source.tensors, key=lambda tensor: tensor.num_bytes))
+    config.dtype = _main_dtype(source)
     config.save_pretrained(folder)
     ends = [source.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     GenerationConfig(
@@ -287,10 +287,11 @@ def _config(source: GGUFFile) -> PretrainedConfig:
     if arch not in _MODEL_TYPES:
         raise _unsupported(source, f"GGUF {arch}")
     model_type = _MODEL_TYPES[arch]
-    table = GGUF_CONFIG_MAPPING[model_type.removesuffix("_text")] | _LEFT_OUT
+    mapping: Any = GGUF_CONFIG_MAPPING
+    table = mapping[model_type.removesuffix("_text")] | _LEFT_OUT
     stated = {name: source.metadata.get(f"{arch}.{key}") for key, name in table.items() if name}
     values = {name: value for name, value in stated.items() if value is not None}
-    for key, name in GGUF_CONFIG_MAPPING["tokenizer"].items():  # None too, or the class puts one checkpoint's ids
+    for key, name in mapping["tokenizer"].items():  # None too, or the class puts one checkpoint's ids
         values[name] = source.metadata.get(f"tokenizer.{key}")
     values["tie_word_embeddings"] = all(tensor.name != "output.weight" for tensor in source.tensors)
     values.setdefault("vocab_size", source.metadata.get("tokenizer.ggml.tokens"))
@@ -341,6 +342,9 @@ def _write_tokenizer(source: GGUFFile, folder: Path) -> None:
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     elif model == "gpt2" and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and pre not in _GPT2_SPLIT:
         _log.warning("%s: pre-tokenizer %r is not known; text is split as by GPT-2", source.path.name, pre)
+    for name, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
+        token_id = source.metadata.get(f"tokenizer.ggml.{key}_token_id")  # some versions put their class's own tokens
+        setattr(tokenizer, f"{name}_token", None if token_id is None else backend.id_to_token(token_id))
     tokenizer.save_pretrained(folder)
 
 
@@ -369,7 +373,7 @@ def _write_weights(
             progress(done, total)
     for name, joined in aside["tensors"].items():
         written.add(name)
-        shards.add(name, _stored(joined.numpy(), config.dtype), shapes, source)
+        shards.add(name, _stored(joined.numpy(), _main_dtype(source)), shapes, source)
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
     if missing := sorted(set(shapes) - written - tied):
         raise ModelCorrupt(str(source.path), f"{len(missing)} tensors are missing, the first is {missing[0]}")
@@ -380,7 +384,9 @@ class _Shards:
     """Writes tensors into files of bounded size, so that no model has to fit in memory twice."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.pending, self.num_bytes, self.files = folder, {}, 0, []
+        self.folder, self.num_bytes = folder, 0
+        self.pending: dict[str, torch.Tensor] = {}
+        self.files: list[list[str]] = []
 
     def add(self, name: str, tensor: torch.Tensor, shapes: dict[str, tuple[int, ...]], source: GGUFFile) -> None:
         if tuple(tensor.shape) != shapes[name]:
@@ -441,6 +447,10 @@ def _stored_dtype(tensor: GGUFTensor) -> torch.dtype:
     """
     own = {"F32": torch.float32, "BF16": torch.bfloat16}
     return own.get(tensor.kind.name, torch.float16)
+
+
+def _main_dtype(source: GGUFFile) -> torch.dtype:
+    return _stored_dtype(max(source.tensors, key=lambda tensor: tensor.num_bytes))
 
 
 def _stored(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

@@ -3,8 +3,8 @@
     prepare_for_cpu(model)          every nn.Linear, norm and gated MLP it recognises is replaced in place
         q_proj k_proj v_proj   ->   one product; three modules still answer, each with its own rows
         gate_proj up_proj      ->   one product, then act(gate) * up
-        other nn.Linear        ->   weight packed once into oneDNN's layout (bf16), not on every call
-        *RMSNorm               ->   torch's own normalisation, fewer operators
+        other nn.Linear        ->   weight packed once into oneDNN's layout
+        *RMSNorm               ->   torch's own normalisation, fewer operators (in plain fp32 this alone is done)
     decode_attention(), prefill_attention()     attention over one request's contiguous KV view
 
 A replacement is kept only if it gives the module's own answer on random input; whatever is not recognised is left alone.
@@ -17,24 +17,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "best_cpu_dtype",
-    "causal_bias",
-    "compile_layers",
-    "decode_attention",
-    "prefill_attention",
-    "prepare_for_cpu",
-]
+__all__ = ["best_cpu_dtype", "causal_bias", "decode_attention", "prefill_attention", "prepare_for_cpu"]
 
-_PACK_ROWS_HINT = (
-    64  # oneDNN picks the weight's layout for this many rows; a hint of 1 picks one that is a third slower
-)
+_PACK_ROWS_HINT = 64  # oneDNN lays the weight out for this many rows; the layout for 1 row is a third slower
 _INT8_MAX_ROWS = 4  # beyond this the packed bf16 product is faster than the int8 one
 _FEW_ROWS = 16  # up to here a call costs more than its arithmetic
 _SPLIT_MIN_TOKENS = 256  # from here on, cached and new tokens are attended apart and merged
@@ -83,24 +75,6 @@ def _prepare_children(parent: nn.Module, weights: str, done: Counter[str]) -> No
         else:
             setattr(parent, name, swap.eval())
             done[swap.note] += 1
-
-
-def compile_layers(model: nn.Module) -> list[str]:
-    """Compile each decoder layer with torch.compile, one graph for all layers and all lengths.
-
-    Needs a C++ compiler at run time and tens of seconds on the first call; keep torch's compile cache between runs.
-    Mutates: `model` (each layer's `forward`). Use on an unprepared model or after `prepare_for_cpu`.
-
-    Returns:
-        What was done, one plain sentence each.
-    """
-    layers = [m for m in model.modules() if type(m).__name__.endswith("DecoderLayer")]
-    for layer in layers:
-        layer.compile(dynamic=True)
-    return [f"{len(layers)} decoder layers compiled"]
-
-
-# ---------------------------------------------------------------------------------------------------- attention
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
@@ -160,7 +134,7 @@ def prefill_attention(
     if num_new == num_context and not windowed:
         out = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale, is_causal=True, enable_gqa=gqa)
         return out[0].transpose(0, 1)
-    if num_new >= _SPLIT_MIN_TOKENS and num_context >= 2 * num_new and not windowed and _FLASH is not None:
+    if num_new >= _SPLIT_MIN_TOKENS and num_context >= 2 * num_new and not windowed and _can_split():
         return _split_attention(q, k, v, scale).transpose(0, 1)
     if mask is None:
         mask = causal_bias(num_new, num_context, q.dtype, window)
@@ -169,6 +143,17 @@ def prefill_attention(
 
 
 _FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+@cache
+def _can_split() -> bool:
+    """Whether this torch's CPU flash operator returns the log-sum-exp and takes fewer KV heads than query heads."""
+    q, k = torch.eye(4).reshape(1, 4, 1, 4), torch.ones(1, 2, 3, 4)
+    try:
+        out, lse = _FLASH(q, k, k, 0.0, False, scale=1.0)
+    except (RuntimeError, TypeError):
+        return False
+    return bool(torch.allclose(out, torch.ones(1)) and torch.allclose(lse.flatten(), torch.full((4,), 1 + math.log(3))))
 
 
 def _split_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -180,9 +165,6 @@ def _split_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     new, new_lse = _FLASH(q[None], k[None, :, past:], v[None, :, past:], 0.0, True, scale=scale)
     share = torch.sigmoid(old_lse.reshape(heads, num_new) - new_lse.reshape(heads, num_new)).unsqueeze(-1)
     return torch.lerp(new[0].float(), old.reshape(heads, num_new, dim).float(), share).to(q.dtype)
-
-
-# -------------------------------------------------------------------------------------------------- linear layers
 
 
 class _Linear(nn.Module):
@@ -197,13 +179,10 @@ class _Linear(nn.Module):
         weight = parts[0].weight if len(parts) == 1 else torch.cat([p.weight for p in parts])
         bias = None if parts[0].bias is None else torch.cat([p.bias for p in parts])
         self.register_buffer("bias", bias, persistent=False)
-        self.packed = weight.dtype == torch.bfloat16 and _can_pack()
-        if self.packed:
-            dense, weight = weight.detach(), torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACK_ROWS_HINT)
-        else:
-            dense = weight = weight.detach()
-        self._weight = weight  # not a buffer: an opaque tensor survives no state_dict
-        self._int8 = _quantize_rows(dense) if weights == "int8" else None
+        weight, self.packed = weight.detach(), _packs(weight)
+        self._int8 = _quantize_rows(weight) if weights == "int8" else None
+        # NOTE: not a buffer, a packed tensor survives no state_dict.
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS_HINT) if self.packed else weight
 
     def forward(self, x: Tensor) -> Tensor:
         if self._int8 is not None and x.numel() <= _INT8_MAX_ROWS * self.in_features:
@@ -255,7 +234,7 @@ class _RestOfFused(nn.Module):
 def _fuse_qkv(parent: nn.Module, weights: str, done: Counter[str]) -> None:
     names = ("q_proj", "k_proj", "v_proj")
     parts = [getattr(parent, name, None) for name in names]
-    if not _same_input(parts):
+    if not _same_input(parts) or not _gains(parts[0].weight, weights):
         return
     first = _FirstOfFused(_Linear(parts, weights))
     parent.q_proj = first.eval()
@@ -269,17 +248,20 @@ def _same_input(parts: Sequence[nn.Module | None]) -> bool:
     return len({(p.in_features, p.weight.dtype, p.bias is None) for p in parts}) == 1
 
 
-def _can_pack() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def _gains(weight: Tensor, weights: str) -> bool:
+    """Whether replacing a product pays. Plain fp32 does not: as fast for few rows, fused 9 % slower for many."""
+    return weights == "int8" or _packs(weight)
+
+
+def _packs(weight: Tensor) -> bool:
+    usable = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.bfloat16 and bool(usable)
 
 
 def _quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """[N, K] -> int8 [N, K] and one scale a row [N]; largest error half a step, 1/254 of the row's largest weight."""
     scale = (weight.abs().amax(1).float() / 127).clamp_min_(1e-12).to(weight.dtype)
     return (weight.float() / scale.float().unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8), scale
-
-
-# ---------------------------------------------------------------------------------------- norms and gated MLPs
 
 
 class _RmsNorm(nn.Module):
@@ -322,8 +304,7 @@ class _GatedMlp(nn.Module):
 def _replacement(module: nn.Module, weights: str) -> nn.Module | None:
     """What to put in `module`'s place, or None to leave it alone."""
     if type(module) is nn.Linear:
-        gains = weights == "int8" or (module.weight.dtype == torch.bfloat16 and _can_pack())
-        return _Linear([module], weights) if gains else None
+        return _Linear([module], weights) if _gains(module.weight, weights) else None
     if type(module).__name__.endswith("RMSNorm"):
         return _rms_norm(module)
     if {"gate_proj", "up_proj", "down_proj"} == {n for n, c in module.named_children() if type(c) is nn.Linear}:
@@ -337,22 +318,23 @@ def _rms_norm(module: nn.Module) -> _RmsNorm | None:
         return None
     for scale in (weight, 1 + weight):  # some families keep the weight around zero
         swap = _RmsNorm(scale, eps)
-        if _agree(module, swap, weight.shape[0], weight.dtype):
+        if _agree(module, swap):
             return swap
     return None
 
 
 def _gated_mlp(module: nn.Module, weights: str) -> _GatedMlp | None:
     gate = module.gate_proj
-    if not callable(getattr(module, "act_fn", None)) or not _same_input([gate, module.up_proj]):
-        return None
-    if not _agree(module, _GatedMlp(module, "native"), gate.in_features, gate.weight.dtype):
+    known = callable(getattr(module, "act_fn", None)) and _same_input([gate, module.up_proj])
+    if not known or not _gains(gate.weight, weights) or not _agree(module, _GatedMlp(module, "native")):
         return None
     return _GatedMlp(module, weights)
 
 
-def _agree(old: nn.Module, new: nn.Module, width: int, dtype: torch.dtype) -> bool:
+def _agree(old: nn.Module, new: nn.Module) -> bool:
     """Whether both modules give the same answer on seeded random rows (few and many), up to the dtype's rounding."""
+    weight = next(old.parameters())
+    width, dtype = weight.shape[-1], weight.dtype
     for num_rows in (2, 2 * _FEW_ROWS):
         x = torch.randn(1, num_rows, width, generator=torch.Generator().manual_seed(0)).to(dtype)
         try:

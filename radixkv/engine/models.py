@@ -11,6 +11,7 @@ Any decoder of transformers that passes the checks works; there is no list of ar
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import re
@@ -104,7 +105,7 @@ def resolve_model(
         path = path or convert(fetch_smollm2(cache_dir, download), cache_dir, accept=check_config, progress=conversion)
         return _folder(name, path, "fetched")
     local = Path(name).expanduser()
-    if local.is_dir():
+    if name and local.is_dir():
         return _folder(name, local, "folder")
     if local.is_file():
         accept = partial(check_config, name=name)
@@ -133,7 +134,7 @@ def load_model(
     """
     try:
         with _quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder.path),
                 dtype=dtype,
                 attn_implementation=attn_implementation,
@@ -143,6 +144,7 @@ def load_model(
             )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelCorrupt(str(folder.path), f"its weights are damaged or do not fit ({_first_line(error)})") from error
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ModelCorrupt(str(folder.path), f"{len(missing)} weights are missing, the first is {missing[0]}")
     check_model(model, folder.name)
@@ -169,7 +171,9 @@ def random_model(
     cuda = [device] if device.type == "cuda" else []
     with _quiet(), torch.random.fork_rng(devices=cuda), torch.device(device):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        # NOTE: from_config writes the attention's name into the config it is given; the caller's stays as it is.
+        own = copy.deepcopy(config)
+        model = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attn_implementation)
     check_model(model)
     model = model.eval().requires_grad_(False)
     return model, model_fingerprint(model, extra)

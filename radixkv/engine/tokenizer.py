@@ -58,8 +58,8 @@ class Tokenizer:
     def __init__(self, folder: Path | str, name: str | None = None) -> None:
         folder = Path(folder)
         self.name = name or folder.name
-        self._hf = _load(folder)
-        self.backend: tokenizers.Tokenizer = self._hf.backend_tokenizer  # type: ignore[attr-defined]
+        self._hf: Any = _load(folder)
+        self.backend: tokenizers.Tokenizer = self._hf.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
         # NOTE: `encode_special_tokens` is state of the backend; a second one keeps both ways safe to use at once.
@@ -82,7 +82,7 @@ class Tokenizer:
         Cost:    about 0.3 us a character.
 
         Args:
-            text: any text; a lone surrogate is read as "?".
+            text: any text; a lone surrogate is read as "?", and what the vocabulary has no token for is left out.
             special: read "<|im_end|>" in the text as that token; if False, as the characters it is written with.
             bos: put in front what the tokenizer itself puts in front of a text (nothing for many models).
 

@@ -1,18 +1,26 @@
-"""The state machine that drives the cache beside its model (style.md 12).
+"""What drives the cache beside its model (style.md 12): one set of steps, two drivers.
+
+    Walk            a World, and every public operation as a step that takes its choices out of one number
+    walk(seed)      steps by random.Random: ten times as many a second; what the mutants are judged by
+    CacheMachine    the same steps as rules of hypothesis, which shrinks what it finds
 
 Whole pages are drawn from a set of three that share heads, and keys are earlier keys again, cut short or longer: with
-plain random tokens nothing would ever be shared, and the machine would be green and empty.
+plain random tokens nothing would ever be shared, and the walk would be green and empty.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from random import Random
 
 import hypothesis.strategies as st
+from hypothesis import note
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import radixkv.tree
-from tests.core.models import NAMESPACES, CountingTree, Ids, World
+from radixkv.namespace import Namespace
+from tests.core.models import NAMESPACES, CountingTree, CursorModel, HeldModel, Ids, World
 
 SITUATIONS = (
     "real inserts",
@@ -30,53 +38,87 @@ SITUATIONS = (
     "cursor fall-backs",
 )
 
-MAX_LEASES = 6
+MAX_LEASES = 5
+MAX_CURSORS = 4
 MAX_PAGES_IN_KEY = 6
-
-page = st.integers(0, 2)
-few_pages = st.lists(page, max_size=2)
-pick = st.integers(0, 63)
-tail_length = st.integers(0, 2)
-# how to make a key out of an earlier one: which, how many of its pages, what to add, and how much of one page more
-keys = st.tuples(pick, st.integers(0, MAX_PAGES_IN_KEY), few_pages, page, tail_length)
-namespaces = st.sampled_from(NAMESPACES[:1] * 4 + NAMESPACES[1:])
+NUMBERS = 2**24
 
 
-def page_ids(page_size: int) -> list[Ids]:
-    """Three pages: the first two differ in their last token, the third in its first."""
-    return [(1,) * page_size, (1,) * (page_size - 1) + (2,), (3,) * page_size]
+class Choices:
+    """Small choices out of one number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def below(self, limit: int) -> int:
+        self.number, chosen = divmod(self.number, limit)
+        return chosen
+
+    def one(self, of):
+        return of[self.below(len(of))]
 
 
-class CacheMachine(RuleBasedStateMachine):
-    """Every public operation, in any order, against the model; all invariants after each."""
+class Walk:
+    """A World and the steps through it; each step leaves the world checked against its model."""
 
-    situations: Counter[str] = Counter()
-
-    @initialize(page_size=st.integers(1, 3), num_pages=st.integers(4, 12), wide=st.booleans())
-    def begin(self, page_size: int, num_pages: int, wide: bool) -> None:
+    def __init__(self, choices: Choices, situations: Counter[str], say: Callable[[str], object]) -> None:
         self.kept_wide = radixkv.tree._WIDE
-        radixkv.tree._WIDE = 1 if wide else self.kept_wide  # so that the sorted neighbour search is driven too
-        CountingTree.splits = self.situations
-        self.world = World(num_pages, page_size, self.situations)
-        self.choices = page_ids(page_size)
-        self.keys: list[list[int]] = [[0, 1, 2], [0, 0]]
+        radixkv.tree._WIDE = choices.one((self.kept_wide, 1))  # so that the sorted neighbour search is driven too
+        size, num_pages = choices.one((2, 1, 3)), choices.one((8, 5, 6, 7, 10, 12))
+        say(f"World(num_pages={num_pages}, page_size={size})")
+        self.say = say
+        CountingTree.splits = situations
+        self.world = World(num_pages, size, situations)
+        # the first two differ in their last token, the third in its first
+        self.pages: list[Ids] = [(1,) * size, (1,) * (size - 1) + (2,), (3,) * size]
+        self.keys: list[tuple[str | Namespace, Ids]] = [("", self.pages[0] + self.pages[1] + self.pages[2])]
+        self.world.cursor("", ())
+        self.world.cursor("", self.keys[0][1])
 
-    def key(self, recipe: tuple[int, int, list[int], int, int]) -> Ids:
-        which, keep, more, last, length = recipe
-        pages = (self.keys[which % len(self.keys)][:keep] + more)[:MAX_PAGES_IN_KEY]
-        self.keys.append(pages)
-        del self.keys[:-12]
-        return self.ids(pages, last, length)
+    def step(self, name: str, number: int) -> None:
+        getattr(self, name)(Choices(number))
+        self.world.check()
 
-    def ids(self, pages: list[int], last: int = 0, length: int = 0) -> Ids:
-        whole = tuple(token for index in pages for token in self.choices[index])
-        return whole + self.choices[last][: min(length, self.world.model.page_size - 1)]
+    def close(self) -> None:
+        radixkv.tree._WIDE = self.kept_wide
 
-    def held(self, which: int):
-        return self.world.model.held[which % len(self.world.model.held)]
+    # -- choices ------------------------------------------------------------------------------------------------------
 
-    def cursor(self, which: int):
-        return self.world.cursors[which % len(self.world.cursors)]
+    def some(self, choices: Choices) -> Ids:
+        """Up to two pages, and up to most of one more."""
+        more = sum((choices.one(self.pages) for _ in range(choices.below(3))), ())
+        return more + choices.one(self.pages)[: min(choices.one((0, 0, 1, 2)), self.world.model.page_size - 1)]
+
+    def key(self, choices: Choices) -> tuple[str | Namespace, Ids]:
+        """An earlier key, a cursor's or a cached one: as it was, cut short, made longer, or in another namespace."""
+        namespace, base = choices.one(self.bases(choices.one(("earlier", "cursor", "cached", "cached"))))
+        size = self.world.model.page_size
+        kept = base[: max(0, len(base) // size - choices.one((0, 0, 1, 2))) * size]
+        ids = (kept + self.some(choices))[: MAX_PAGES_IN_KEY * size + 1]
+        namespace = choices.one((namespace,) * 5 + NAMESPACES)
+        self.keys = [*self.keys[-7:], (namespace, ids)]
+        self.say(f"key = {namespace!r}, {ids}")
+        return namespace, ids
+
+    def bases(self, where: str) -> list[tuple[str | Namespace, Ids]]:
+        if where == "cursor":
+            return [(cursor.namespace, cursor.ids) for cursor in self.world.cursors]
+        if where == "cached" and self.world.model.pages:
+            return [(self.world.names[name], ids) for name, ids in self.world.model.pages]
+        return self.keys
+
+    def held(self, choices: Choices) -> HeldModel:
+        held = choices.one(self.world.model.held)
+        self.say(f"lease = {held.lease}")
+        return held
+
+    def cursor(self, choices: Choices, *, idle: bool = False) -> CursorModel:
+        cursor = choices.one([cursor for cursor in self.world.cursors if not (idle and cursor.busy)])
+        self.say(f"cursor = {cursor.namespace!r}, {cursor.ids} cached to page {cursor.reached}")
+        return cursor
+
+    def always(self) -> bool:
+        return True
 
     def may_lease(self) -> bool:
         return len(self.world.model.held) < MAX_LEASES
@@ -84,111 +126,185 @@ class CacheMachine(RuleBasedStateMachine):
     def has_lease(self) -> bool:
         return bool(self.world.model.held)
 
-    def has_cursor(self) -> bool:
-        return bool(self.world.cursors)
+    def may_lease_a_cursor(self) -> bool:
+        return self.may_lease() and any(not cursor.busy for cursor in self.world.cursors)
+
+    def may_add_a_cursor(self) -> bool:
+        return len(self.world.cursors) < MAX_CURSORS
+
+    def is_half_full(self) -> bool:
+        return len(self.world.model.pages) > self.world.model.num_pages // 2
 
     # -- leases -------------------------------------------------------------------------------------------------------
 
-    @precondition(may_lease)
-    @rule(namespace=namespaces, recipe=keys, limit=st.none() | st.integers(-1, 12))
-    def acquire(self, namespace, recipe, limit) -> None:
-        self.world.acquire(namespace, self.key(recipe), limit)
+    def acquire(self, choices: Choices) -> None:
+        limit = choices.one((None, None, None, *range(-1, 8)))
+        self.world.acquire(*self.key(choices), limit)
 
-    @precondition(has_lease)
-    @rule(which=pick, more=few_pages, last=page, length=tail_length)
-    def extend(self, which, more, last, length) -> None:
-        self.world.extend(self.held(which), self.ids(more, last, length))
+    def extend(self, choices: Choices) -> None:
+        held = self.held(choices)
+        self.world.extend(held, self.some(choices))
 
-    @precondition(has_lease)
-    @rule(which=pick, short=st.integers(-1, 6))
-    def commit(self, which, short) -> None:
-        held = self.held(which)
-        self.world.commit(held, len(held.ids) - short)
+    def commit(self, choices: Choices) -> None:
+        held = self.held(choices)
+        if choices.below(2):
+            self.world.extend(held)
+        self.world.commit(held, len(held.ids) - choices.one((0, 0, 0, 1, 2, 3, -1)))
 
-    @precondition(has_lease)
-    @rule(which=pick)
-    def fill_and_commit(self, which) -> None:
-        held = self.held(which)
-        if self.world.extend(held):
-            self.world.commit(held, len(held.ids))
+    def release(self, choices: Choices) -> None:
+        self.world.release(self.held(choices))
 
-    @precondition(has_lease)
-    @rule(which=pick)
-    def release(self, which) -> None:
-        self.world.release(self.held(which))
+    def request(self, choices: Choices) -> None:
+        self.world.request(*self.key(choices))
 
-    @precondition(may_lease)
-    @rule(namespace=namespaces, recipe=keys)
-    def request(self, namespace, recipe) -> None:
-        self.world.request(namespace, self.key(recipe))
+    def look(self, choices: Choices) -> None:
+        """A request that finds its prefix and goes, having computed nothing."""
+        self.world.release(self.world.acquire(*self.key(choices)))
+
+    def rival(self, choices: Choices) -> None:
+        """A request that goes on otherwise where a conversation's cached prefix ends now."""
+        self._rival(self.cursor(choices), choices)
+
+    def _rival(self, cursor: CursorModel, choices: Choices) -> None:
+        whole, _ = self.world.model.match(cursor.name, cursor.ids)
+        self.world.request(
+            cursor.namespace,
+            cursor.ids[: whole * self.world.model.page_size] + choices.one(self.pages) + self.some(choices),
+        )
+
+    def race(self, choices: Choices) -> None:
+        """Two compute the same: the first is overtaken, and has yet to publish."""
+        namespace, ids = self.key(choices)
+        self.world.extend(self.world.acquire(namespace, ids))
+        self.world.request(namespace, ids)
 
     # -- taking away --------------------------------------------------------------------------------------------------
 
-    @rule(num_pages=st.integers(0, 4))
-    def evict(self, num_pages) -> None:
-        self.world.evict(num_pages)
+    def evict(self, choices: Choices) -> None:
+        self.world.evict(choices.one((1, 1, 1, 2, 3, 0)))
 
-    @rule(namespace=namespaces, recipe=keys)
-    def remove(self, namespace, recipe) -> None:
-        ids = self.key(recipe)
-        if ids:  # all of a namespace at once would leave little to do: flush() is drawn often enough
-            self.world.remove(namespace, ids)
+    def squeeze(self, choices: Choices) -> None:
+        """Evict, page by page, until a conversation has lost the end of what it had; perhaps a rival grows there."""
+        cursor = self.cursor(choices)
+        whole, _ = self.world.model.match(cursor.name, cursor.ids)
+        for _ in range(self.world.model.num_pages):
+            if whole and self.world.model.match(cursor.name, cursor.ids)[0] == whole:
+                self.world.evict(1)
+        if choices.below(2) and self.may_lease():
+            self._rival(cursor, choices)
 
-    @precondition(lambda self: len(self.world.model.pages) > self.world.model.num_pages // 2)
-    @rule()
-    def flush(self) -> None:
+    def remove(self, choices: Choices) -> None:
+        namespace, ids = choices.one(self.bases("cached"))
+        cut = choices.one((1, 1, 2, 3, 0))
+        self.world.remove(namespace, ids[: max(1, len(ids) - cut)] + self.some(choices) * (cut == 0))
+
+    def flush(self, choices: Choices) -> None:
         self.world.flush()
 
     # -- cursors ------------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.world.cursors) < 4)
-    @rule(namespace=namespaces, recipe=keys)
-    def new_cursor(self, namespace, recipe) -> None:
-        self.world.cursor(namespace, self.key(recipe))
+    def new_cursor(self, choices: Choices) -> None:
+        if choices.below(2):
+            self.world.fork(self.cursor(choices))
+        else:
+            self.world.cursor(*self.key(choices))
 
-    @precondition(lambda self: self.world.cursors and len(self.world.cursors) < 4)
-    @rule(which=pick)
-    def fork(self, which) -> None:
-        self.world.fork(self.cursor(which))
-
-    @precondition(has_cursor)
-    @rule(which=pick, more=few_pages, last=page, length=tail_length)
-    def append(self, which, more, last, length) -> None:
-        self.world.append(self.cursor(which), self.ids(more, last, length))
-
-    @precondition(has_cursor)
-    @rule(which=pick, keep=st.integers(0, 12))
-    def truncate(self, which, keep) -> None:
-        cursor = self.cursor(which)
-        self.world.truncate(cursor, min(keep, len(cursor.ids)))
-
-    @precondition(lambda self: self.may_lease() and any(not cursor.busy for cursor in self.world.cursors))
-    @rule(which=pick, limit=st.none() | st.integers(0, 12))
-    def acquire_cursor(self, which, limit) -> None:
-        idle = [cursor for cursor in self.world.cursors if not cursor.busy]
-        self.world.acquire_cursor(idle[which % len(idle)], limit)
-
-    @precondition(lambda self: self.may_lease() and any(not cursor.busy for cursor in self.world.cursors))
-    @rule(which=pick, more=few_pages)
-    def turn(self, which, more) -> None:
-        """One turn of a conversation: some tokens more, all of it published."""
-        idle = [cursor for cursor in self.world.cursors if not cursor.busy]
-        cursor = idle[which % len(idle)]
+    def append(self, choices: Choices) -> None:
+        cursor = self.cursor(choices)
         if len(cursor.ids) < MAX_PAGES_IN_KEY * self.world.model.page_size:
-            self.world.append(cursor, self.ids(more))
+            self.world.append(cursor, self.some(choices))
+
+    def truncate(self, choices: Choices) -> None:
+        cursor = self.cursor(choices)
+        self.world.truncate(cursor, choices.below(len(cursor.ids) + 1))
+
+    def acquire_cursor(self, choices: Choices) -> None:
+        self.world.acquire_cursor(self.cursor(choices, idle=True), choices.one((None, None, None, *range(8))))
+
+    def turn(self, choices: Choices) -> None:
+        """One turn of a conversation: some tokens more, all of it published."""
+        cursor = self.cursor(choices, idle=True)
+        if len(cursor.ids) < MAX_PAGES_IN_KEY * self.world.model.page_size:
+            self.world.append(cursor, self.some(choices))
         held = self.world.acquire_cursor(cursor)
         if self.world.extend(held):
             self.world.commit(held, len(held.ids))
         self.world.release(held)
 
-    # -- laws ---------------------------------------------------------------------------------------------------------
+
+STEPS: dict[str, Callable[[Walk], bool]] = {
+    "acquire": Walk.may_lease,
+    "extend": Walk.has_lease,
+    "commit": Walk.has_lease,
+    "release": Walk.has_lease,
+    "request": Walk.may_lease,
+    "look": Walk.may_lease,
+    "rival": Walk.may_lease,
+    "race": Walk.may_lease,
+    "evict": Walk.always,
+    "squeeze": Walk.always,
+    "remove": Walk.always,
+    "flush": Walk.is_half_full,
+    "new_cursor": Walk.may_add_a_cursor,
+    "append": Walk.always,
+    "truncate": Walk.always,
+    "acquire_cursor": Walk.may_lease_a_cursor,
+    "turn": Walk.may_lease_a_cursor,
+}
+"""Every step, and when it may be taken."""
+
+WEIGHTS = {"flush": 0.2, "release": 3, "turn": 2}
+
+
+def walk(seed: int, num_worlds: int, num_steps: int = 100) -> Counter[str]:
+    """Walk through worlds one after another; return how often each situation occurred."""
+    random, situations = Random(seed), Counter()
+    names = list(STEPS)
+    weights = [WEIGHTS.get(name, 1) for name in names]
+    for _ in range(num_worlds):
+        said: list[str] = []
+        path = Walk(Choices(random.randrange(NUMBERS)), situations, said.append)
+        try:
+            for name in random.choices(names, weights, k=num_steps):
+                if STEPS[name](path):
+                    said.append(name)
+                    path.step(name, random.randrange(NUMBERS))
+            path.world.close()
+        except Exception as error:
+            error.add_note("\n".join(said[-60:]))
+            raise
+        finally:
+            path.close()
+    return situations
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Every step, in any order, against the model; all invariants after each."""
+
+    situations: Counter[str] = Counter()
+
+    @initialize(number=st.integers(0, NUMBERS - 1))
+    def begin(self, number: int) -> None:
+        self.walk = Walk(Choices(number), self.situations, note)
 
     @invariant()
     def all_is_as_the_model_says(self) -> None:
-        if hasattr(self, "world"):
-            self.world.check()
+        if hasattr(self, "walk"):
+            self.walk.world.check()
 
     def teardown(self) -> None:
-        if hasattr(self, "world"):
-            radixkv.tree._WIDE = self.kept_wide
-            self.world.close()
+        if hasattr(self, "walk"):
+            self.walk.close()
+            self.walk.world.close()
+
+
+def _rule(name: str, allowed: Callable[[Walk], bool]):
+    def take(self, number: int) -> None:
+        self.walk.step(name, number)
+
+    take.__name__ = name
+    return precondition(lambda self: allowed(self.walk))(rule(number=st.integers(0, NUMBERS - 1))(take))
+
+
+for _name, _allowed in STEPS.items():
+    setattr(CacheMachine, _name, _rule(_name, _allowed))

@@ -99,6 +99,7 @@ class CursorModel:
     """A cursor, in the model: its tokens, and how far it was cached when it last rested."""
 
     cursor: Cursor
+    namespace: str | Namespace
     name: bytes
     ids: Ids
     reached: int = 0
@@ -256,6 +257,7 @@ class World:
         self.cache._tree.__class__ = CountingTree
         self.model = CacheModel(num_pages, page_size)
         self.cursors: list[CursorModel] = []
+        self.names = {namespace_key(namespace): namespace for namespace in NAMESPACES}
         self.seen = Counter() if situations is None else situations
 
     # -- operations ---------------------------------------------------------------------------------------------------
@@ -388,7 +390,8 @@ class World:
         assert self.cache.flush() == len(self.model.pages)
 
     def cursor(self, namespace: str | Namespace, ids: Ids) -> CursorModel:
-        self.cursors.append(CursorModel(self.cache.cursor(namespace, list(ids)), namespace_key(namespace), ids))
+        cursor = self.cache.cursor(namespace, list(ids))
+        self.cursors.append(CursorModel(cursor, namespace, namespace_key(namespace), ids))
         return self.cursors[-1]
 
     def append(self, cursor: CursorModel, ids: Ids) -> None:
@@ -409,7 +412,8 @@ class World:
             cursor.reached = min(cursor.reached, num_tokens // self.model.page_size)
 
     def fork(self, cursor: CursorModel) -> CursorModel:
-        self.cursors.append(CursorModel(cursor.cursor.fork(), cursor.name, cursor.ids, cursor.reached))
+        forked = CursorModel(cursor.cursor.fork(), cursor.namespace, cursor.name, cursor.ids, cursor.reached)
+        self.cursors.append(forked)
         return self.cursors[-1]
 
     # -- laws ---------------------------------------------------------------------------------------------------------

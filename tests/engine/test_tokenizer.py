@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixkv.engine.models import resolve_model
 from radixkv.engine.tokenizer import TextStream, Tokenizer
 from radixkv.errors import ChatTemplateMissing, EngineError, ModelCorrupt, ModelNotFound
 
@@ -28,21 +27,16 @@ HELLO = {"role": "user", "content": "Hello, 42!"}
 MORE = {"role": "user", "content": "And now?"}
 
 
-@pytest.fixture(scope="session")
-def smollm2_folder():
-    return resolve_model("SmolLM2")
-
-
 @pytest.fixture(scope="module")
-def tokenizer(smollm2_folder):
-    return Tokenizer(smollm2_folder.path, "SmolLM2")
+def tokenizer(smollm2):
+    return Tokenizer(smollm2.path, "SmolLM2")
 
 
 @pytest.fixture
-def folder(smollm2_folder, tmp_path):
+def folder(smollm2, tmp_path):
     """The tokenizer's files alone, to be changed."""
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"):
-        shutil.copy(smollm2_folder.path / name, tmp_path)
+        shutil.copy(smollm2.path / name, tmp_path)
     return tmp_path
 
 
@@ -69,8 +63,12 @@ def test_every_digit_is_a_token_of_its_own(tokenizer):
         assert all(sum(char.isdigit() for char in piece) <= 1 for piece in pieces), pieces
 
 
+# the model's vocabulary lacks the bytes of some control characters and of the unused planes above U+3FFFF
+WRITABLE = st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cs", "Cc"], include_characters="\t\n\r")
+
+
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+@given(text=st.text(WRITABLE, max_size=60))
 def test_any_text_comes_back_as_it_was(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, special=False), skip_special=False) == text
 
@@ -126,7 +124,8 @@ def test_a_folder_without_or_with_a_damaged_tokenizer_says_so(folder, tmp_path_f
 
 def test_chat_ids_are_the_ids_of_the_rendered_text(tokenizer):
     assert tokenizer.chat_text([SYSTEM, HELLO]) == (
-        "<|im_start|>system\nAnswer in one word.<|im_end|>\n<|im_start|>user\nHello, 42!<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nAnswer in one word.<|im_end|>\n"
+        "<|im_start|>user\nHello, 42!<|im_end|>\n<|im_start|>assistant\n"
     )
     vector = next(vector for vector in VECTORS if "Hi 42!" in vector["text"])
     messages = [{"role": "system", "content": "You are helpful."}, {"role": "user", "content": "Hi 42!"}]
@@ -173,9 +172,9 @@ def test_a_text_that_repeats_itself_is_not_taken_for_an_end_token(folder):
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}assistant: "
     (folder / "chat_template.jinja").write_text(template)
     tokenizer = Tokenizer(folder)
-    newline = tokenizer.encode("\n\n").tolist()
     whole = tokenizer.turn_tail([HELLO], MORE).tolist()
-    assert tokenizer.turn_tail([HELLO], MORE, newline).tolist() == whole
+    assert tokenizer.decode(whole).startswith("\n\n")
+    assert tokenizer.turn_tail([HELLO], MORE, [504, *whole[:1]]).tolist() == whole
 
 
 def test_tools_reach_the_template(folder):
@@ -209,7 +208,7 @@ def pushed(tokenizer, ids, stop=(), skip_special=True):
 
 
 def test_a_character_is_shown_when_it_is_whole_and_not_before(tokenizer):
-    text = "naïve 你好，世界 🙂👩‍💻 Ωmega"
+    text = "naïve 你好世界 🙂👩‍💻 Ωmega"
     ids = tokenizer.encode(text)
     assert len(ids) > len(text), "characters are split over tokens, or this shows nothing"
     pieces, stream = pushed(tokenizer, ids)
@@ -261,7 +260,7 @@ def test_the_head_of_a_stop_string_is_held_back_until_it_is_decided(tokenizer):
     cuts=st.integers(0, 2**14),
 )
 def test_stop_strings_do_not_depend_on_how_the_text_is_cut(tokenizer, text, stops, cuts):
-    """Against a model too simple to be wrong: add one character at a time, stop at the first that ends a stop string."""
+    """Against a model too simple to be wrong: one character at a time, up to the first that ends a stop string."""
     expected, met = "", None
     for end in range(1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]

@@ -1,6 +1,6 @@
-"""How many of 30 seeds catch each planted fault, and what finds it first.
+"""How many of 30 seeds catch each planted fault, and what finds it.
 
-Run it when a generator changes: python tests/mutants/sweep.py [seeds] [examples] [part of a fault's name]
+Run it when the walk changes: python tests/mutants/sweep.py [seeds] [worlds] [part of a fault's name]
 """
 
 from __future__ import annotations
@@ -13,32 +13,34 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from tests.mutants.driver import drive  # noqa: E402
-from tests.mutants.faults import FAULTS, planted  # noqa: E402
+from tests.core.machine import walk  # noqa: E402
+from tests.mutants.faults import FAULTS, WORLDS, planted  # noqa: E402
 
 
-def sweep(name: str | None, seeds: int, examples: int) -> tuple[int, Counter[str]]:
-    caught, how = 0, Counter()
-    for number in range(seeds):
+def sweep(name: str | None, seeds: int, worlds: int) -> Counter[str]:
+    """What caught the fault, with how many seeds."""
+    how: Counter[str] = Counter()
+    for seed in range(seeds):
         with planted(name) if name else nullcontext():
-            error = drive(number, examples)
-        caught += error is not None
-        how[getattr(error, "invariant", type(error).__name__)] += error is not None
-    return caught, how
+            try:
+                walk(seed, worlds)
+            except Exception as error:
+                how[getattr(error, "invariant", "the model" if type(error) is AssertionError else type(error).__name__)] += 1
+    return how
 
 
 def main() -> None:
-    seeds, examples = (int(given) for given in (sys.argv[1:3] + ["30", "150"][len(sys.argv) - 1 :])[:2])
-    part = sys.argv[3] if len(sys.argv) > 3 else ""
+    given = [*sys.argv[1:], *["30", str(WORLDS), ""][len(sys.argv) - 1 :]]
+    seeds, worlds, part = int(given[0]), int(given[1]), given[2]
     print(f"{'fault':58} caught  by")
     for name in [None, *FAULTS]:
         if part not in (name or "none"):
             continue
-        start = time.perf_counter()
-        caught, how = sweep(name, seeds, examples)
-        by = ", ".join(f"{what} {count}" for what, count in how.most_common(3) if count)
-        print(f"{name or 'none: the clean tree':58} {caught:3}/{seeds}  {by}  ({time.perf_counter() - start:.0f} s)")
-        sys.stdout.flush()
+        start = time.process_time()
+        how = sweep(name, seeds, worlds)
+        by = ", ".join(f"{what} {count}" for what, count in how.most_common(4))
+        took = time.process_time() - start
+        print(f"{name or 'none: the clean tree':58} {how.total():3}/{seeds}  {by}  ({took:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""Write the README's tables from bench/results: `python -m bench.report`.
+
+A table stands between `<!-- bench:NAME -->` and `<!-- end -->`; it shows the newest rows of NAME.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from bench.common import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+
+COLUMNS = {
+    "engine_chat": {
+        "engine": "chat, 3 sessions x 6 turns",
+        "wall_s": "wall s",
+        "ttft_cold_ms": "first token, cold ms",
+        "ttft_warm_ms": "warm ms",
+        "decode_tok_s": "decode tokens/s",
+        "computed_tokens": "prompt tokens computed",
+    },
+    "engine_repository": {
+        "engine": "repository, 5 questions on 6,000 tokens",
+        "wall_s": "wall s",
+        "ttft_cold_s": "first token, cold s",
+        "ttft_warm_ms": "warm ms",
+        "decode_tok_s": "decode tokens/s",
+        "computed_tokens": "prompt tokens computed",
+    },
+    "index_sessions": {
+        "form": "index, 200 chats x 20 turns, tokens given as",
+        "lookup_us_p50": "look-up us p50",
+        "lookup_us_p99": "p99",
+        "insert_us_p50": "insert us p50",
+        "insert_us_p99": "p99",
+    },
+}
+
+
+def newest(bench: str) -> list[dict[str, Any]]:
+    """The rows of the last run of a benchmark."""
+    path = RESULTS / f"{bench}.jsonl"
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    first = max(i for i, row in enumerate(rows) if row[_key(bench)] == rows[-1][_key(bench)])
+    names: set[str] = set()
+    block: list[dict[str, Any]] = []
+    for row in reversed(rows[: first + 1]):
+        if row[_key(bench)] in names:
+            break
+        names.add(row[_key(bench)])
+        block.append(row)
+    return block[::-1]
+
+
+def render(text: str) -> str:
+    """The README with every table made anew."""
+    return re.sub(
+        r"<!-- bench:(\w+) -->\n.*?<!-- end -->",
+        lambda found: f"<!-- bench:{found[1]} -->\n{_table(found[1])}<!-- end -->",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _key(bench: str) -> str:
+    return next(iter(COLUMNS[bench]))
+
+
+def _table(bench: str) -> str:
+    rows, columns = newest(bench), COLUMNS[bench]
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+    lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows]
+    about = rows[-1]
+    kind = f", {about['dtype']}" if "dtype" in about else ""
+    lines.append(f"\n{about['cores']} cores of {about['cpu']}{kind}; torch {about['versions']['torch']}, {about['date']}.\n")
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
