@@ -32,6 +32,7 @@ fix: install  ## let ruff repair what it can
 
 bench: install  ## every benchmark that runs without a GPU, a few minutes each
 	$(BIN)/python -m bench.index.sessions
+	$(BIN)/python -m bench.engine.view
 	$(BIN)/python -m bench.engine.chat
 	$(BIN)/python -m bench.engine.repository
 

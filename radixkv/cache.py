@@ -21,6 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import RLock
 
+import numpy as np
+import numpy.typing as npt
+
 from radixkv.errors import ConfigError, ForeignLease, InvariantError, NamespaceError, PoolExhausted
 from radixkv.events import EventSink, Evicted, Looked, Released, Removed, Reserved, Stored
 from radixkv.lease import Cursor, Lease
@@ -28,7 +31,7 @@ from radixkv.namespace import Namespace
 from radixkv.node import Node
 from radixkv.pages import FREE, TREE, PagePool
 from radixkv.policies import POLICIES
-from radixkv.tokens import TOKEN_BYTES, TokenInput, token_bytes
+from radixkv.tokens import TOKEN_BYTES, TokenInput, as_count, token_bytes
 from radixkv.tree import Match, RadixTree, Removal
 
 __all__ = ["CacheStats", "PrefixCache"]
@@ -88,6 +91,7 @@ class PrefixCache:
         fingerprint: str = "",
         on_event: EventSink | None = None,
     ) -> None:
+        page_size = as_count("page_size", page_size)
         if page_size < 1:
             raise ConfigError("page_size", page_size, "at least 1")
         if policy not in POLICIES:
@@ -133,9 +137,12 @@ class PrefixCache:
 
         Raises:
             TokenError: unusable ids. NamespaceError: unusable namespace. ForeignLease: another cache's cursor.
+            CursorBusy: a lease over the cursor is live. ConfigError: a limit that is no integer.
         """
         cursor = tokens if isinstance(tokens, Cursor) else None
         data = b"" if cursor is not None else token_bytes(tokens)
+        if limit is not None:
+            limit = as_count("limit", limit)
         with self._lock:
             if cursor is not None:
                 if cursor._cache is not self:
@@ -153,7 +160,7 @@ class PrefixCache:
             lease_id, self._next_lease = self._next_lease, self._next_lease + 1
             lease = Lease(self, lease_id, owner, key, data if cursor is None else cursor._data, found, cursor)
             self._leases[lease_id] = lease
-            if lease._num_used < found.partial_node.end:
+            if found.num_pages + (found.partial_page >= 0) < found.partial_node.end:
                 self._wide[lease_id] = lease
             if cursor is not None:
                 cursor._lease = lease
@@ -270,6 +277,7 @@ class PrefixCache:
         return taken
 
     def _commit(self, lease: Lease, num_tokens: int) -> int:
+        num_tokens = as_count("num_tokens", num_tokens)
         with self._lock:
             lease._require_live()
             total = len(lease._data) // TOKEN_BYTES
@@ -342,6 +350,7 @@ class PrefixCache:
 
     def evict(self, num_pages: int) -> int:
         """Let the policy free up to `num_pages` pages now; returns how many it did. Cost: O(log n) a leaf."""
+        num_pages = as_count("num_pages", num_pages)
         with self._lock:
             self._narrow()
             return self._evict(min(num_pages, self._tree.num_evictable))
@@ -410,6 +419,11 @@ class PrefixCache:
         """How often `page` was freed; a reader compares before and after a copy."""
         with self._lock:
             return self._pool.generation(page)
+
+    def generations(self, pages: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """[n] generations of [n] pages. Cost: O(n)."""
+        with self._lock:
+            return self._pool.generations(pages)
 
     def show(self, *, max_nodes: int = 200) -> str:
         """Draw the tree of every namespace."""

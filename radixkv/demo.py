@@ -65,14 +65,10 @@ def run_demo(model: str, out: Console, *, num_turns: int, num_questions: int, ma
         engine = Engine(model, exact=True, pool_bytes=1 << 30)
     with engine:
         out.print(f"[bold]{engine.name}[/], exact mode: a hit answers bit for bit as a miss\n")
-        rows = _paired(
-            out, "chat", _TURNS[:num_turns], _chat(engine, params, False), _chat(engine, params, True), num_turns
-        )
+        rows = _paired(out, "chat", _TURNS[:num_turns], _chat(engine, params, False), _chat(engine, params, True), num_turns)
         prompts = _repository_prompts(_QUESTIONS[:num_questions])
         off = _repository(engine, prompts, params, cache=False)
-        rows += _paired(
-            out, "repository", _QUESTIONS, off, _repository(engine, prompts, params, cache=True), num_questions
-        )
+        rows += _paired(out, "repository", _QUESTIONS, off, _repository(engine, prompts, params, cache=True), num_questions)
         _report(out, engine, rows)
     same = all(row.same_answer for row in rows)
     hits = [row for row in rows if row.part == "repository" and row.cached_tokens]
@@ -146,9 +142,7 @@ def _repository_prompts(questions: tuple[str, ...]) -> list[list[dict[str, str]]
         left -= len(source)
         parts.append(f"# file: json/{path.name}\n{source}")
     context = "Here is the source of a Python package.\n\n" + "\n\n".join(parts)
-    return [
-        [{"role": "user", "content": f"{context}\n\nQuestion: {question} Answer briefly."}] for question in questions
-    ]
+    return [[{"role": "user", "content": f"{context}\n\nQuestion: {question} Answer briefly."}] for question in questions]
 
 
 def _repository(

@@ -193,9 +193,7 @@ class InvariantError(CacheError):
 
     def __init__(self, invariant: str, **state: object) -> None:
         detail = ", ".join(f"{name}={value!r}" for name, value in state.items())
-        super().__init__(
-            f"invariant {invariant} is broken ({detail}); please report this", invariant=invariant, **state
-        )
+        super().__init__(f"invariant {invariant} is broken ({detail}); please report this", invariant=invariant, **state)
 
 
 class EngineError(RadixKVError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from radixkv.errors import ConfigError, CursorBusy, LeaseReleased
 from radixkv.node import Node
-from radixkv.tokens import TOKEN_BYTES, TokenInput, Tokens, token_bytes
+from radixkv.tokens import TOKEN_BYTES, TokenInput, Tokens, as_count, token_bytes
 from radixkv.tree import Match
 
 if TYPE_CHECKING:
@@ -158,9 +158,7 @@ class Lease:
         self._require_live()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._released:
             self.release()
 
@@ -228,8 +226,9 @@ class Cursor:
         """Keep the first `num_tokens` tokens: an undo. Cost: O(1).
 
         Raises:
-            CursorBusy: a lease over it is live. ConfigError: it has not so many tokens.
+            CursorBusy: a lease over it is live. ConfigError: it has fewer tokens.
         """
+        num_tokens = as_count("num_tokens", num_tokens)
         with self._cache._lock:
             self._require_idle()
             if not 0 <= num_tokens <= self.num_tokens:

@@ -10,11 +10,14 @@ counts how often it was freed, so a reader can tell that a page it looked up has
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from radixkv.errors import ConfigError, InvariantError, PageError
+from radixkv.tokens import as_count
 
 __all__ = ["FREE", "TREE", "PagePool"]
 
@@ -43,6 +46,7 @@ class PagePool:
     __slots__ = ("_free", "_generation", "_owner", "num_pages")
 
     def __init__(self, num_pages: int) -> None:
+        num_pages = as_count("num_pages", num_pages)
         if num_pages < 1:
             raise ConfigError("num_pages", num_pages, "at least 1")
         self.num_pages = num_pages
@@ -62,6 +66,10 @@ class PagePool:
     def generation(self, page: int) -> int:
         """How many times `page` was freed."""
         return self._generation[page]
+
+    def generations(self, pages: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """[n] generations of [n] pages; a copy."""
+        return np.frombuffer(self._generation, np.int64)[np.asarray(pages, np.int64)]
 
     def allocate(self, num_pages: int, owner: int) -> array[int]:
         """Take `num_pages` free pages for `owner`.
@@ -85,14 +93,16 @@ class PagePool:
             PageError: a page is not owned by `owner` (freed twice, say); nothing is freed then.
         """
         self._require(pages, owner)
-        owners, generation = self._owner, self._generation
-        for index, page in enumerate(pages):
-            if owners[page] == FREE:  # named twice in this very call
-                self._assign(pages[:index], owner)
-                raise PageError(page, FREE, owner)
-            owners[page] = FREE
-        for page in pages:
-            generation[page] += 1
+        if len(set(pages)) != len(pages):
+            twice, _ = Counter(pages).most_common(1)[0]
+            raise PageError(twice, FREE, owner)  # by the second time it would be free
+        self._assign(pages, FREE)
+        if len(pages) > _LOOP_LIMIT:
+            np.frombuffer(self._generation, np.int64)[pages] += 1
+        else:
+            generation = self._generation
+            for page in pages:
+                generation[page] += 1
         self._free.extend(pages[::-1])
 
     def transfer(self, pages: Sequence[int], owner: int, to: int) -> None:
@@ -122,10 +132,14 @@ class PagePool:
             raise InvariantError("I1", reason="free list and owners differ", free=len(free))
 
     def _require(self, pages: Sequence[int], owner: int) -> None:
-        owners = self._owner
-        if len(pages) and not 0 <= min(pages) <= max(pages) < self.num_pages:
-            raise PageError(min(pages) if min(pages) < 0 else max(pages), FREE, owner)
+        owners, num_pages = self._owner, self.num_pages
+        if len(pages) > _LOOP_LIMIT:
+            ids = np.asarray(pages)
+            if ids.min() >= 0 and ids.max() < num_pages and (np.frombuffer(owners, np.int64)[ids] == owner).all():
+                return
         for page in pages:
+            if not 0 <= page < num_pages:
+                raise PageError(page, FREE, owner)
             if owners[page] != owner:
                 raise PageError(page, owners[page], owner)
 

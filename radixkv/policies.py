@@ -68,10 +68,10 @@ class TickQueue:
 
     def discard(self, leaf: Node) -> None:
         """Take `leaf` out, if it is in."""
-        if self._recent.pop(leaf, None) is None and self._late.pop(leaf, None) is not None:
-            if len(self._heap) > 64 and len(self._late) * 4 < len(self._heap):
-                self._heap = [entry for entry in self._heap if self._late.get(entry[2]) == entry[1]]
-                heapify(self._heap)
+        was_late = self._recent.pop(leaf, None) is None and self._late.pop(leaf, None) is not None
+        if was_late and len(self._heap) > 64 and len(self._late) * 4 < len(self._heap):
+            self._heap = [entry for entry in self._heap if self._late.get(entry[2]) == entry[1]]
+            heapify(self._heap)
 
     def first(self) -> Node | None:
         """The leaf with the oldest tick, or None."""

@@ -11,6 +11,7 @@ holds tokens as a buffer (numpy, torch, bytes) pays a copy only, and whoever kee
 
 from __future__ import annotations
 
+import operator
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,9 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from radixkv.errors import TokenRangeError, TokenTypeError
+from radixkv.errors import ConfigError, TokenRangeError, TokenTypeError
 
-__all__ = ["TOKEN_BYTES", "TokenInput", "Tokens", "common_prefix_bytes", "token_bytes"]
+__all__ = ["TOKEN_BYTES", "TokenInput", "Tokens", "as_count", "common_prefix_bytes", "token_bytes"]
 
 TOKEN_BYTES = 4
 """Bytes of one token id."""
@@ -115,6 +116,18 @@ def token_bytes(ids: TokenInput) -> bytes:
     if kind is bytes or kind is bytearray or kind is memoryview:
         return _from_raw(ids)
     return _from_array(ids)
+
+
+def as_count(setting: str, value: object) -> int:
+    """A number of tokens or pages as a Python integer, whatever type of integer it was given as.
+
+    Raises:
+        ConfigError: not an integer; half a page would only be noticed when locks have moved.
+    """
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(setting, value, "an integer") from None
 
 
 def common_prefix_bytes(left: bytes, offset: int, right: bytes | bytearray) -> int:

@@ -444,8 +444,11 @@ class RadixTree:
         """Recount everything and compare. Cost: O(tree).
 
         Raises:
-            InvariantError: I2, I3, I4, I5 or I7 (docs/invariants.md) is broken.
+            InvariantError: I2, I3, I4, I7 or I8 (docs/invariants.md) is broken.
         """
+        for name, root in self.roots.items():
+            if root.namespace != name or root.parent is not None or not root.alive:
+                raise InvariantError("I8", root=root, namespace=name)
         num_pages = num_evictable = num_nodes = 0
         for node in self.walk():
             num_pages += len(node.pages)

@@ -73,14 +73,14 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each engine, interleaved")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each engine, interleaved")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--no-rivals", action="store_true")
     arguments = parser.parse_args()
     sessions = chat_turns(arguments.seed)
     dtype = getattr(torch, arguments.dtype)
     rows: list[dict[str, Any]] = []
-    for _ in range(arguments.repeats):
+    for _ in range(arguments.repeats):  # interleaved
         engine = Radix(dtype=arguments.dtype)
         engine.answer_all([np.arange(1000, 1300, dtype=np.int32)], 4)  # warm up
         rows.append(row("radixkv", one_at_a_time(engine, sessions)))
@@ -98,9 +98,7 @@ def main() -> None:
                     ("system prompt's cache copied", "copied"),
                 )
             ]
-    best = [
-        _median([one for one in rows if one["engine"] == name]) for name in dict.fromkeys(r["engine"] for r in rows)
-    ]
+    best = [_median([one for one in rows if one["engine"] == name]) for name in dict.fromkeys(r["engine"] for r in rows)]
     print(table(best, COLUMNS))
     save("engine_chat", [{"dtype": arguments.dtype, **one} for one in best], arguments.seed)
 

@@ -66,9 +66,7 @@ class Transformers:
             head = prompt[:shared].tobytes()
             if head not in self._kept:
                 cache = DynamicCache(config=self.model.config)
-                self.model(
-                    torch.from_numpy(prompt[:shared].astype(np.int64))[None], past_key_values=cache, logits_to_keep=1
-                )
+                self.model(torch.from_numpy(prompt[:shared].astype(np.int64))[None], past_key_values=cache, logits_to_keep=1)
                 self._kept[head] = (prompt[:shared], cache)
             return copy.deepcopy(self._kept[head][1]), shared
         return DynamicCache(config=self.model.config), 0

@@ -36,7 +36,7 @@ def conversations(seed: int) -> list[list[np.ndarray]]:
 def run(sessions: list[list[np.ndarray]], form: str) -> dict[str, object]:
     """One pass over all turns, round-robin; times in microseconds."""
     events: list[Event] = []
-    cache = PrefixCache(num_pages=200_000, page_size=PAGE, on_event=lambda event: events.append(event))
+    cache = PrefixCache(num_pages=200_000, page_size=PAGE, on_event=events.append)
     history = [np.empty(0, np.int32) for _ in sessions]
     cursors = [cache.cursor() for _ in sessions]
     lookup, insert, hits = [], [], 0

@@ -1,9 +1,35 @@
-"""The embedded engine: `from radixkv.engine import Engine`. Needs the `engine` extra (torch, transformers)."""
+"""The embedded engine: `from radixkv.engine import Engine`. Needs the `engine` extra (torch, transformers).
 
-from radixkv.engine.config import EngineConfig, SamplingParams
-from radixkv.engine.engine import Engine, EngineStats
-from radixkv.engine.output import Chunk, Completion
-from radixkv.engine.sampler import TokenLogprob
-from radixkv.engine.session import Session
+Names are loaded when first used, so that fetching a model or asking for help does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from radixkv.engine.config import EngineConfig, SamplingParams
+    from radixkv.engine.engine import Engine, EngineStats
+    from radixkv.engine.output import Chunk, Completion
+    from radixkv.engine.sampler import TokenLogprob
+    from radixkv.engine.session import Session
 
 __all__ = ["Chunk", "Completion", "Engine", "EngineConfig", "EngineStats", "SamplingParams", "Session", "TokenLogprob"]
+
+_HOMES = {
+    "Chunk": "output",
+    "Completion": "output",
+    "Engine": "engine",
+    "EngineConfig": "config",
+    "EngineStats": "engine",
+    "SamplingParams": "config",
+    "Session": "session",
+    "TokenLogprob": "sampler",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

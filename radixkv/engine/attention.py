@@ -40,10 +40,11 @@ class Segment:
 class Step:
     """What the attention layers of one forward pass share: the segments, and masks made once for all layers."""
 
-    __slots__ = ("_masks", "segments")
+    __slots__ = ("_masks", "num_layers", "segments")
 
     def __init__(self, segments: list[Segment]) -> None:
         self.segments = segments
+        self.num_layers = 0  # layers that have attended so far
         self._masks: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
     def mask(self, segment: Segment, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
@@ -89,6 +90,7 @@ def _attend(
     if softcap is not None:
         raise NotImplementedError("attention with a soft cap is not supported")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    step.num_layers += 1
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     parts: list[torch.Tensor] = []  # [n, Hq, D] of each segment
     for segment in step.segments:

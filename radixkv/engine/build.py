@@ -93,9 +93,7 @@ def _assemble(
     if config.max_context is not None and config.max_context > longest:
         raise ConfigError("max_context", config.max_context, f"at most {longest}, what the model was made for")
     eos = tokenizer.eos_ids if tokenizer is not None else models.eos_ids(model)
-    log.info(
-        "%s: %d pages of %d tokens, %.2f GB", name, num_pages, config.page_size, num_pages * shape.page_bytes / 1e9
-    )
+    log.info("%s: %d pages of %d tokens, %.2f GB", name, num_pages, config.page_size, num_pages * shape.page_bytes / 1e9)
     return EngineParts(
         name=name,
         config=config,

@@ -101,7 +101,8 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        stop: str | tuple[str, ...] = self.stop  # one text is taken for a list of one
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         object.__setattr__(self, "stop_token_ids", frozenset(self.stop_token_ids))
         limits: list[tuple[str, bool, str]] = [
             ("max_tokens", self.max_tokens >= 0, "at least 0"),

@@ -14,16 +14,11 @@ tensor that the file lacks at random, drops RoPE scaling, and marks the model so
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import math
-import mmap
 import shutil
-import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +31,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.integrations.ggml import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
-from radixkv.engine.fetch import Progress, default_cache_dir, locked
+from radixkv.engine.download import Progress, file_sha256, locked
+from radixkv.engine.fetch import default_cache_dir
+from radixkv.engine.gguf_file import GGUFFile, GGUFTensor, read_gguf, tensor_values
 from radixkv.errors import ModelCorrupt, ModelError, UnsupportedModel
 
-__all__ = ["GGUFFile", "GGUFTensor", "convert", "converted_folder", "file_sha256", "read_gguf"]
+__all__ = ["convert", "converted_folder"]
 
 _log = logging.getLogger(__name__)
 _VERSION = "v1"  # part of the folder's name: raise it when what is written changes
 _DONE = "radixkv.json"  # lists the folder's files and their sizes
 _SHARD_BYTES = 2 << 30
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
 _MODEL_TYPES = {  # GGUF architecture -> transformers' name; those whose keys and tensors the table covers wholly
     "llama": "llama",  # and Mistral, SmolLM: llama.cpp gives them the same name
     "qwen2": "qwen2",
@@ -66,26 +61,6 @@ _NO_PLACE = ("rope_freqs.weight", ".attn_rot_embd", ".rotary_emb.inv_freq")  # t
 # llama.cpp's names of pre-tokenizers: these split every digit off, these are GPT-2's own
 _DIGIT_SPLIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 _GPT2_SPLIT = frozenset({"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "mellum"})
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFTensor:
-    """Where one tensor lies in the file; `shape` in torch's order."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: gguf.GGMLQuantizationType
-    offset: int
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFFile:
-    """A checked header. `metadata` holds scalars, strings and short arrays; of a long array its length."""
-
-    path: Path
-    metadata: dict[str, Any]
-    tensors: tuple[GGUFTensor, ...]
 
 
 def convert(
@@ -147,113 +122,6 @@ def converted_folder(sha256: str, cache_dir: Path | None = None) -> Path | None:
     return folder if whole else None
 
 
-def file_sha256(path: Path) -> str:
-    """Digest a file's content; about 1.5 GB/s."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_gguf(path: Path) -> GGUFFile:
-    """Read and check the header of a GGUF file.
-
-    Cost:    0.1 s for a vocabulary of 50,000; no tensor data is read.
-
-    Raises:
-        ModelCorrupt: wrong magic, an impossible count, or a tensor that lies outside the file.
-    """
-    num_bytes = path.stat().st_size
-    if num_bytes < 24:
-        raise ModelCorrupt(str(path), f"it has {num_bytes} bytes, a GGUF header alone has 24")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return _Header(path, data).read()
-        except (struct.error, UnicodeDecodeError) as error:
-            raise ModelCorrupt(str(path), f"its header is truncated or damaged ({error})") from error
-
-
-class _Header:
-    """A cursor over the header; every step is checked against the end of the file."""
-
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.pos = path, data, 0
-
-    def read(self) -> GGUFFile:
-        if self.data[:4] != b"GGUF":
-            raise self._corrupt("it does not start with the letters GGUF")
-        self.pos = 4
-        version, num_tensors, num_keys = self._unpack("IQQ")
-        if version not in {2, 3}:
-            raise self._corrupt(f"GGUF version {version} is not 2 or 3")
-        if (num_tensors + num_keys) * 12 > len(self.data):
-            raise self._corrupt(f"{num_tensors} tensors and {num_keys} keys cannot fit in {len(self.data)} bytes")
-        metadata = {self._string(): self._value(self._unpack("I")[0]) for _ in range(num_keys)}
-        table = [self._tensor() for _ in range(num_tensors)]
-        align = metadata.get("general.alignment", 32)
-        if not isinstance(align, int) or align < 1:
-            raise self._corrupt(f"alignment {align!r}")
-        start = -(-self.pos // align) * align
-        tensors = tuple(GGUFTensor(t.name, t.shape, t.kind, start + t.offset, t.num_bytes) for t in table)
-        for tensor in tensors:
-            if tensor.offset + tensor.num_bytes > len(self.data):
-                end = tensor.offset + tensor.num_bytes
-                raise self._corrupt(f"{tensor.name} ends at byte {end}, the file at {len(self.data)}: it is truncated")
-        if not tensors or "general.architecture" not in metadata:
-            raise self._corrupt("it holds no tensors or names no architecture")
-        return GGUFFile(self.path, metadata, tensors)
-
-    def _tensor(self) -> GGUFTensor:
-        name, num_dims = self._string(), self._unpack("I")[0]
-        if num_dims > 8:
-            raise self._corrupt(f"{name} has {num_dims} dimensions")
-        shape = tuple(reversed(self._unpack(f"{num_dims}Q")))
-        code, offset = self._unpack("IQ")
-        try:
-            kind = gguf.GGMLQuantizationType(code)
-        except ValueError:
-            raise self._corrupt(f"{name} has the unknown type {code}") from None
-        per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        if not shape or shape[-1] % per_block:
-            raise self._corrupt(f"{name} of shape {shape} does not divide into {kind.name} blocks of {per_block}")
-        return GGUFTensor(name, shape, kind, offset, math.prod(shape) // per_block * block_bytes)
-
-    def _value(self, kind: int) -> Any:
-        if kind in _SCALARS:
-            return self._unpack(_SCALARS[kind])[0]
-        if kind == _STRING:
-            return self._string()
-        if kind != _ARRAY:
-            raise self._corrupt(f"a metadata value has the unknown type {kind}")
-        item, length = self._unpack("IQ")
-        if length > len(self.data) or item not in {*_SCALARS, _STRING}:
-            raise self._corrupt(f"an array of {length} values of type {item}")
-        if item == _STRING:
-            for _ in range(length):
-                self._skip(self._unpack("Q")[0])
-            return length
-        if length <= 64:
-            return list(self._unpack(f"{length}{_SCALARS[item]}"))
-        self._skip(length * struct.calcsize(_SCALARS[item]))
-        return length
-
-    def _string(self) -> str:
-        start, length = self.pos + 8, self._unpack("Q")[0]
-        self._skip(length)
-        return self.data[start : start + length].decode("utf-8")
-
-    def _unpack(self, form: str) -> tuple[Any, ...]:
-        values = struct.unpack_from("<" + form, self.data, self.pos)
-        self.pos += struct.calcsize("<" + form)
-        return values
-
-    def _skip(self, num_bytes: int) -> None:
-        self.pos += num_bytes
-        if self.pos > len(self.data):
-            raise self._corrupt(f"its header runs past the end at byte {len(self.data)}: it is truncated")
-
-    def _corrupt(self, reason: str) -> ModelCorrupt:
-        return ModelCorrupt(str(self.path), reason)
-
-
 def _folder(sha256: str, cache_dir: Path | None) -> Path:
     return (cache_dir or default_cache_dir()) / "models" / f"gguf-{sha256[:32]}-{_VERSION}"
 
@@ -308,7 +176,7 @@ def _rope_scaling(source: GGUFFile, arch: str) -> dict[str, Any]:
     kind, factor = source.metadata.get(key + "type", "none"), source.metadata.get(key + "factor")
     divisors = next((t for t in source.tensors if t.name == "rope_freqs.weight"), None)
     if divisors is not None:  # Llama 3.1 and later: a table of divisors, from which its four parameters follow
-        table = next(_values(source, [divisors]))
+        table = next(tensor_values(source, [divisors]))
         theta = source.metadata.get(f"{arch}.rope.freq_base", 10_000.0)
         scaling = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
         turns = 8192 / (2 * np.pi) * theta ** (-np.arange(table.size) / table.size)
@@ -348,9 +216,7 @@ def _write_tokenizer(source: GGUFFile, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _write_weights(
-    source: GGUFFile, config: PretrainedConfig, model: Any, folder: Path, progress: Progress | None
-) -> None:
+def _write_weights(source: GGUFFile, config: PretrainedConfig, model: Any, folder: Path, progress: Progress | None) -> None:
     """Write every tensor under transformers' name, and check that none is missing, left over or of another shape."""
     arch = source.metadata["general.architecture"]
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -360,7 +226,7 @@ def _write_weights(
     written: set[str] = set()
     shards = _Shards(folder)
     done, total = 0, sum(tensor.num_bytes for tensor in source.tensors)
-    for tensor, values in zip(source.tensors, _values(source, source.tensors), strict=True):
+    for tensor, values in zip(source.tensors, tensor_values(source, source.tensors), strict=True):
         if not any(part in tensor.name for part in _NO_PLACE):
             result = processor.process(values, tensor.name, tensor_key_mapping=names, parsed_parameters=aside)
             if result.name is not None:
@@ -418,24 +284,12 @@ def _names(arch: str, num_layers: int, model: Any, processor: TensorProcessor) -
     known = gguf.get_tensor_name_map(code, num_layers)
     names: dict[str, str] = {}
     for parameter in map(processor.preprocess_name, model.state_dict()):
-        stem, dot, suffix = (
-            parameter.rpartition(".") if parameter.endswith((".weight", ".bias")) else (parameter, "", "")
-        )
+        stem, dot, suffix = parameter.rpartition(".") if parameter.endswith((".weight", ".bias")) else (parameter, "", "")
         if found := known.get_name(stem):
             names[found + dot + suffix] = parameter
         else:
             processor.perform_fallback_tensor_mapping(names, dot + suffix, "", parameter)
     return names
-
-
-def _values(source: GGUFFile, tensors: Iterable[GGUFTensor]) -> Iterator[np.ndarray]:
-    """Yield each tensor's values in float32."""
-    data = np.memmap(source.path, dtype=np.uint8, mode="r")
-    for tensor in tensors:
-        raw = data[tensor.offset : tensor.offset + tensor.num_bytes]
-        kind = {"F32": np.float32, "F16": np.float16}.get(tensor.kind.name)
-        rows = raw.view(kind) if kind else raw
-        yield gguf.dequantize(rows.reshape(*tensor.shape[:-1], -1), tensor.kind)
 
 
 def _stored_dtype(tensor: GGUFTensor) -> torch.dtype:

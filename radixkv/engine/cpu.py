@@ -7,7 +7,7 @@
         *RMSNorm               ->   torch's own normalisation, fewer operators (in plain fp32 this alone is done)
     decode_attention(), prefill_attention()     attention over one request's contiguous KV view
 
-A replacement is kept only if it gives the module's own answer on random input; whatever is not recognised is left alone.
+A norm or MLP is replaced only if that gives its own answer on random input; what is not recognised is left alone.
 Prepared models are for inference only. Letters: N new tokens, C context tokens (cached and new), Hq query heads,
 H KV heads, D head dim.
 """
@@ -171,6 +171,7 @@ class _Linear(nn.Module):
     """One product for one or more linear layers on the same input; outputs lie side by side. [.., K] -> [.., sum N]."""
 
     note = "linear layers replaced by packed ones"
+    bias: Tensor | None
 
     def __init__(self, parts: Sequence[nn.Linear], weights: str) -> None:
         super().__init__()
@@ -186,7 +187,7 @@ class _Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._int8 is not None and x.numel() <= _INT8_MAX_ROWS * self.in_features:
-            out = torch._weight_int8pack_mm(x.reshape(-1, self.in_features), *self._int8)
+            out = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, self.in_features), *self._int8)
             out = out.view(*x.shape[:-1], self.out_features)
             return out if self.bias is None else out + self.bias
         if self.packed:
@@ -233,7 +234,7 @@ class _RestOfFused(nn.Module):
 
 def _fuse_qkv(parent: nn.Module, weights: str, done: Counter[str]) -> None:
     names = ("q_proj", "k_proj", "v_proj")
-    parts = [getattr(parent, name, None) for name in names]
+    parts: list[Any] = [getattr(parent, name, None) for name in names]
     if not _same_input(parts) or not _gains(parts[0].weight, weights):
         return
     first = _FirstOfFused(_Linear(parts, weights))
@@ -242,7 +243,7 @@ def _fuse_qkv(parent: nn.Module, weights: str, done: Counter[str]) -> None:
     done["attention layers compute q, k and v as one product"] += 1
 
 
-def _same_input(parts: Sequence[nn.Module | None]) -> bool:
+def _same_input(parts: Sequence[Any]) -> bool:
     if any(type(p) is not nn.Linear for p in parts):
         return False
     return len({(p.in_features, p.weight.dtype, p.bias is None) for p in parts}) == 1
@@ -272,6 +273,8 @@ class _RmsNorm(nn.Module):
     """
 
     note = "RMS norms replaced by fewer operators"
+    weight: Tensor
+    _twice: Tensor
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
@@ -291,7 +294,7 @@ class _GatedMlp(nn.Module):
 
     note = "gated MLPs compute gate and up as one product"
 
-    def __init__(self, mlp: nn.Module, weights: str) -> None:
+    def __init__(self, mlp: Any, weights: str) -> None:
         super().__init__()
         self.gate_up = _Linear([mlp.gate_proj, mlp.up_proj], weights)
         self.down_proj, self.act_fn = _Linear([mlp.down_proj], weights), mlp.act_fn
@@ -301,7 +304,7 @@ class _GatedMlp(nn.Module):
         return self.down_proj(self.act_fn(gate) * up)
 
 
-def _replacement(module: nn.Module, weights: str) -> nn.Module | None:
+def _replacement(module: nn.Module, weights: str) -> Any:
     """What to put in `module`'s place, or None to leave it alone."""
     if type(module) is nn.Linear:
         return _Linear([module], weights) if _gains(module.weight, weights) else None
@@ -312,7 +315,7 @@ def _replacement(module: nn.Module, weights: str) -> nn.Module | None:
     return None
 
 
-def _rms_norm(module: nn.Module) -> _RmsNorm | None:
+def _rms_norm(module: Any) -> _RmsNorm | None:
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if weight is None or weight.dim() != 1 or not isinstance(eps, float):
         return None
@@ -323,7 +326,7 @@ def _rms_norm(module: nn.Module) -> _RmsNorm | None:
     return None
 
 
-def _gated_mlp(module: nn.Module, weights: str) -> _GatedMlp | None:
+def _gated_mlp(module: Any, weights: str) -> _GatedMlp | None:
     gate = module.gate_proj
     known = callable(getattr(module, "act_fn", None)) and _same_input([gate, module.up_proj])
     if not known or not _gains(gate.weight, weights) or not _agree(module, _GatedMlp(module, "native")):

@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from radixkv.cache import CacheStats, PrefixCache
 from radixkv.engine.build import EngineParts, build, build_random
@@ -29,7 +30,7 @@ from radixkv.engine.request import Request
 from radixkv.engine.runner import Work
 from radixkv.engine.session import Session
 from radixkv.engine.tokenizer import Tokenizer
-from radixkv.engine.view import ViewPool
+from radixkv.engine.view import NO_ORIGIN, ViewPool
 from radixkv.errors import (
     ChatTemplateMissing,
     ConfigError,
@@ -40,13 +41,15 @@ from radixkv.errors import (
     RequestTooLarge,
     TokenRangeError,
 )
-from radixkv.lease import Cursor
+from radixkv.lease import Cursor, Lease
 from radixkv.namespace import Namespace
 from radixkv.tokens import Tokens
 
 __all__ = ["Engine", "EngineStats"]
 
 log = logging.getLogger("radixkv.engine")
+
+_IDLE_CONTEXTS = 2  # of the longest context; what idle working views may hold for their next turn
 
 Prompt = Any
 """Text, token ids in any form `Tokens` takes, or chat messages: a list of {"role": ..., "content": ...}."""
@@ -106,7 +109,7 @@ class Engine:
         self.cache: PrefixCache = parts.cache
         self._tokenizer = parts.tokenizer
         self._eos_ids = parts.eos_ids
-        self._views = ViewPool(parts.store, max_idle_tokens=2 * parts.max_context)
+        self._views = ViewPool(parts.store, max_idle_tokens=_IDLE_CONTEXTS * parts.max_context)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._lock = RLock()
@@ -237,20 +240,22 @@ class Engine:
     def _start(self, batch: Sequence[Request]) -> None:
         """Give a request its view, loaded with what the cache has."""
         (request,) = batch
-        request.view = self._views.take(request.capacity)
-        if request.lease is not None:
-            matched = request.lease.num_matched
-            block = self.config.exact_block
-            request.cached = request.position = matched // block * block if self.config.exact else matched
-            request.view.load(self.store, self._source_pages(request), 0, request.position)
-            request.lease.extend()
+        if request.lease is None:
+            request.view, _ = self._views.take(request.capacity)
+            return
+        matched, block = request.lease.num_matched, self.config.exact_block
+        request.cached = request.position = matched // block * block if self.config.exact else matched
+        origin = self._origin(request.lease, request.position // self.config.page_size)
+        request.view, held = self._views.take(request.capacity, origin)
+        pages, partial = request.lease.pages, request.lease.partial_page
+        source = pages if partial is None else [*pages, partial]
+        request.view.load(self.store, source, held * self.config.page_size, request.position)
+        request.lease.extend()
 
-    def _source_pages(self, request: Request) -> Sequence[int]:
-        """The pages that hold a request's cached prefix; the last may be one it shares the head of only."""
-        assert request.lease is not None
-        pages = request.lease.pages
-        partial = request.lease.partial_page
-        return pages if partial is None else [*pages, partial]
+    def _origin(self, lease: Lease, num_pages: int) -> npt.NDArray[np.int64]:
+        """[n, 2] page ids and generations of a lease's first `num_pages` pages."""
+        pages = np.array(lease.pages[:num_pages], np.int64)
+        return np.stack([pages, self.cache.generations(pages)], axis=1)
 
     def _prefill(self, batch: Sequence[Request]) -> None:
         """Compute the next chunk of a prompt; the first token follows the last chunk."""
@@ -319,12 +324,14 @@ class Engine:
         """Take a request off the engine; its published pages stay cached."""
         if request in self._running:
             self._running.remove(request)
+        if request.view is not None:
+            lease = request.lease
+            written = 0 if lease is None else min(lease.num_published, request.position) // self.config.page_size
+            self._views.give(request.view, NO_ORIGIN if lease is None else self._origin(lease, written))
+            request.view = None
         if request.lease is not None:
             request.lease.release()
             request.lease = None
-        if request.view is not None:
-            self._views.give(request.view)
-            request.view = None
         self._requests += 1
         self._prompt_tokens += request.cached + request.computed
         self._cached += request.cached

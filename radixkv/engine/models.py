@@ -24,7 +24,6 @@ from typing import Any, Literal
 import httpx
 import huggingface_hub
 import torch
-import transformers
 import xxhash
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
@@ -32,14 +31,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from radixkv.engine.convert import convert, converted_folder
 from radixkv.engine.fetch import SMOLLM2, fetch_smollm2
+from radixkv.engine.support import SUPPORTED, check_config, check_model
 from radixkv.errors import ModelCorrupt, ModelNotFound, UnsupportedModel
 from radixkv.namespace import digest_fields
 
 __all__ = [
-    "SUPPORTED",
     "ModelFolder",
-    "check_config",
-    "check_model",
     "eos_ids",
     "fingerprint",
     "load_model",
@@ -48,15 +45,11 @@ __all__ = [
     "resolve_model",
 ]
 
-SUPPORTED = "decoders with full or sliding-window attention (Llama, Mistral, Qwen2, Qwen3, SmolLM, Phi-3, OLMo, ...)"
-"""What can be paged, in words."""
-
 StageProgress = Callable[[str, int, int], None]
 """Called with ("download" or "convert", bytes done, bytes in all)."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model"]  # weights as safetensors only: no pickle is ever read
-_KEPT = {"full_attention", "sliding_attention"}
 _COSMETIC = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 
@@ -179,58 +172,6 @@ def random_model(
     return model, model_fingerprint(model, extra)
 
 
-def check_config(config: PretrainedConfig, name: str | None = None) -> None:
-    """Refuse what cannot be paged, by its config alone: before gigabytes are downloaded or read.
-
-    Raises:
-        UnsupportedModel: no decoder, or one that keeps something other than keys and values of one shape per layer.
-    """
-    text = config.get_text_config(decoder=True)
-    model_class = _model_class(config)
-    value_dim, head_dim = getattr(text, "v_head_dim", None), getattr(text, "head_dim", None)
-    reasons = {
-        "an encoder and a decoder": config.is_encoder_decoder,
-        "no causal language model": model_class is None,
-        "images or audio in its input": text is not config,
-        "no layers of attention heads": not (
-            isinstance(getattr(text, "num_hidden_layers", None), int)
-            and isinstance(getattr(text, "num_attention_heads", None), int)
-            and isinstance(getattr(text, "num_key_value_heads", None) or 1, int)
-        ),
-        "a recurrent state": getattr(model_class, "_is_stateful", False),
-        "compressed (latent) attention": getattr(text, "kv_lora_rank", None) is not None,
-        "keys and values of different sizes": value_dim not in {None, head_dim},
-        "layers that are not attention": not _KEPT.issuperset(getattr(text, "layer_types", None) or ()),
-        "layers that share keys and values": bool(getattr(text, "num_kv_shared_layers", 0)),
-        "soft-capped attention scores": getattr(text, "attn_logit_softcapping", None) is not None,
-        "attention that cannot be replaced": not getattr(model_class, "_supports_attention_backend", False),
-    }
-    if found := next((reason for reason, holds in reasons.items() if holds), None):
-        raise _unsupported(config, found, name)
-
-
-def check_model(model: PreTrainedModel, name: str | None = None) -> None:
-    """Check what a config does not tell: each layer has exactly one causal attention, all of one shape, without sinks.
-
-    Raises:
-        UnsupportedModel: otherwise.
-    """
-    config = model.config
-    check_config(config, name)
-    layers = [m for m in model.modules() if hasattr(m, "is_causal") and hasattr(m, "layer_idx")]
-    found = None
-    if sorted(int(layer.layer_idx) for layer in layers) != list(range(config.num_hidden_layers)):  # type: ignore[arg-type]
-        found = "layers without an attention of their own"
-    elif not all(layer.is_causal for layer in layers):
-        found = "attention that looks ahead"
-    elif len({getattr(layer, "head_dim", None) for layer in layers}) > 1:
-        found = "heads of several sizes"
-    elif any("sink" in parameter for parameter, _ in model.named_parameters()):
-        found = "attention sinks"
-    if found is not None:
-        raise _unsupported(config, found, name)
-
-
 def eos_ids(model: PreTrainedModel) -> frozenset[int]:
     """Return the token ids that end an answer, as the model's own configs state them."""
     stated = [getattr(holder, "eos_token_id", None) for holder in (model.generation_config, model.config)]
@@ -316,18 +257,6 @@ def _snapshot(name: str) -> Path:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _model_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
-    try:
-        found = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except KeyError:
-        return None
-    return found[0] if isinstance(found, tuple) else found
-
-
-def _unsupported(config: PretrainedConfig, reason: str, name: str | None) -> UnsupportedModel:
-    return UnsupportedModel(name or config.model_type, f"{config.model_type} ({reason})", SUPPORTED)
 
 
 @contextlib.contextmanager

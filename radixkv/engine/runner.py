@@ -15,7 +15,9 @@ import torch
 from transformers import PreTrainedModel
 
 from radixkv.engine.attention import Segment, Step
+from radixkv.engine.support import SUPPORTED
 from radixkv.engine.view import WorkingView
+from radixkv.errors import UnsupportedModel
 
 __all__ = ["ModelRunner", "Work"]
 
@@ -40,12 +42,14 @@ class Work:
 class ModelRunner:
     """Runs a transformers model whose attention is ours."""
 
-    __slots__ = ("device", "model", "vocab_size")
+    __slots__ = ("device", "model", "num_layers", "vocab_size")
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self.model = model
         self.device = device
-        self.vocab_size = int(model.config.get_text_config().vocab_size)
+        text_config = model.config.get_text_config()
+        self.vocab_size = int(text_config.vocab_size)
+        self.num_layers = int(text_config.num_hidden_layers)
 
     @torch.inference_mode()
     def forward(self, works: Sequence[Work]) -> torch.Tensor:
@@ -55,6 +59,9 @@ class ModelRunner:
 
         Returns:
             [m, V] logits of the last token of each work that wants them, in order.
+
+        Raises:
+            UnsupportedModel: a layer keeps its KV elsewhere.
         """
         segments: list[Segment] = []
         last_rows: list[int] = []
@@ -66,13 +73,17 @@ class ModelRunner:
                 last_rows.append(row - 1)
         ids = np.concatenate([work.tokens for work in works]).astype(np.int64)
         positions = np.concatenate([np.arange(work.position, work.position + len(work.tokens)) for work in works])
+        step = Step(segments)
         output = self.model(
             input_ids=torch.from_numpy(ids)[None].to(self.device),
             position_ids=torch.from_numpy(positions)[None].to(self.device),
             attention_mask=None,
             use_cache=False,
             logits_to_keep=torch.tensor(last_rows, dtype=torch.long, device=self.device),
-            step=Step(segments),
+            step=step,
         )
+        if step.num_layers != self.num_layers:
+            reason = f"{type(self.model).__name__}, of whose {self.num_layers} layers {step.num_layers} attend through us"
+            raise UnsupportedModel(type(self.model).__name__, reason, SUPPORTED)
         logits: torch.Tensor = output.logits[0]
         return logits

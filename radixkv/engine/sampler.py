@@ -53,15 +53,15 @@ class Sampler:
     def choose(self, logits: torch.Tensor) -> tuple[int, TokenLogprob | None]:
         """Pick a token from `logits` [V]. Cost: O(V), O(V log V) with top-p."""
         scores = logits.float()
-        adjusted = scores if self._seen is None else self._penalise(scores)
+        adjusted = scores if self._seen is None else self._penalise(scores, self._seen)
         token_id = int(adjusted.argmax() if self.params.greedy else self._draw(adjusted))
         if self._seen is not None:
             self._seen[token_id] = True
         return token_id, None if self.params.logprobs is None else self._report(scores, token_id)
 
-    def _penalise(self, scores: torch.Tensor) -> torch.Tensor:
+    def _penalise(self, scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         penalty = self.params.repetition_penalty
-        return torch.where(self._seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+        return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
 
     def _draw(self, scores: torch.Tensor) -> torch.Tensor:
         params = self.params
@@ -81,6 +81,4 @@ class Sampler:
     def _report(self, scores: torch.Tensor, token_id: int) -> TokenLogprob:
         logprobs = scores.log_softmax(-1)
         values, index = logprobs.topk(self.params.logprobs or 0)
-        return TokenLogprob(
-            token_id, float(logprobs[token_id]), dict(zip(index.tolist(), values.tolist(), strict=True))
-        )
+        return TokenLogprob(token_id, float(logprobs[token_id]), dict(zip(index.tolist(), values.tolist(), strict=True)))

@@ -164,9 +164,7 @@ class Tokenizer:
         answer = {"role": "assistant", "content": _SENTINEL}
         before, found, tail = self.chat_text([*asked, answer, *following], tools=tools).rpartition(_SENTINEL)
         if not found or _SENTINEL in before:
-            reason = (
-                f"the chat template of {self.name!r} does not show an answer as it is; render the whole conversation"
-            )
+            reason = f"the chat template of {self.name!r} does not show an answer as it is; render the whole conversation"
             raise EngineError(reason + " with chat_ids()", model=self.name)
         ids = self.encode(tail, bos=False)
         return ids[self._overlap(np.asarray(last_ids, dtype=np.int64).tolist(), ids.tolist()) :]

@@ -10,9 +10,9 @@ The model shares no code and no idea with the tree: it has no nodes, no edges, n
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import pytest
+from typing import ClassVar
 
 from radixkv.cache import PrefixCache
 from radixkv.errors import ConfigError, CursorBusy, LeaseReleased, PoolExhausted
@@ -37,6 +37,15 @@ def common(left: Ids, right: Ids) -> int:
     while count < min(len(left), len(right)) and left[count] == right[count]:
         count += 1
     return count
+
+
+def raised(kind: type[Exception], call: Callable[..., object], *args: object):
+    """The error of this kind that the call raises (pytest.raises fails with what no `except Exception` sees)."""
+    try:
+        call(*args)
+    except kind as error:
+        return error
+    raise AssertionError(f"{call} did not raise {kind.__name__}")
 
 
 def resident(cache: PrefixCache) -> dict[Key, int]:
@@ -72,7 +81,7 @@ class CountingTree(RadixTree):
     """A RadixTree that counts its splits; an instance of RadixTree is made one in place."""
 
     __slots__ = ()
-    splits: Counter[str] = Counter()
+    splits: ClassVar[Counter[str]] = Counter()
 
     def _split(self, node, position):
         CountingTree.splits["splits"] += 1
@@ -302,9 +311,7 @@ class World:
         evictable = len(model.pages.keys() - model.protected())
         if needed > model.num_free + evictable:
             before = snapshot(self.cache)
-            with pytest.raises(PoolExhausted) as caught:
-                held.lease.extend(list(ids))
-            error = caught.value
+            error = raised(PoolExhausted, held.lease.extend, list(ids))
             assert (error.needed, error.free, error.evictable, error.leased) == (
                 needed,
                 model.num_free,
@@ -326,8 +333,7 @@ class World:
         model, size = self.model, self.model.page_size
         if not 0 <= num_tokens <= min(len(held.ids), (held.published + len(held.own)) * size):
             before = snapshot(self.cache)
-            with pytest.raises(ConfigError):
-                held.lease.commit(num_tokens)
+            raised(ConfigError, held.lease.commit, num_tokens)
             assert snapshot(self.cache) == before
             return
         duplicates = 0
@@ -356,8 +362,7 @@ class World:
         held.lease.release()
         self.seen["releases"] += 1
         for use in (held.lease.release, held.lease.extend, held.lease.commit, lambda: held.lease.pages):
-            with pytest.raises(LeaseReleased):
-                use()
+            raised(LeaseReleased, use)
 
     def request(self, namespace: str | Namespace, ids: Ids) -> None:
         """What an engine does: leave the last token to compute, fill, publish, go."""
@@ -385,8 +390,10 @@ class World:
             self.model.drop(key)
 
     def flush(self) -> None:
-        for key in self.model.pages.keys() - self.model.protected():
+        gone = self.model.pages.keys() - self.model.protected()
+        for key in gone:
             self.model.drop(key)
+        self.seen["removals"] += len(gone)
         assert self.cache.flush() == len(self.model.pages)
 
     def cursor(self, namespace: str | Namespace, ids: Ids) -> CursorModel:
@@ -396,16 +403,14 @@ class World:
 
     def append(self, cursor: CursorModel, ids: Ids) -> None:
         if cursor.busy:
-            with pytest.raises(CursorBusy):
-                cursor.cursor.append(list(ids))
+            raised(CursorBusy, cursor.cursor.append, list(ids))
         else:
             cursor.cursor.append(list(ids))
             cursor.ids += ids
 
     def truncate(self, cursor: CursorModel, num_tokens: int) -> None:
         if cursor.busy:
-            with pytest.raises(CursorBusy):
-                cursor.cursor.truncate(num_tokens)
+            raised(CursorBusy, cursor.cursor.truncate, num_tokens)
         else:
             cursor.cursor.truncate(num_tokens)
             cursor.ids = cursor.ids[:num_tokens]

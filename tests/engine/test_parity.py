@@ -54,9 +54,7 @@ def text(smollm2):
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 64])
-def test_every_kind_of_hit_has_the_logits_and_the_answer_of_transformers(
-    smollm2, record, reference, text, page_size
-):
+def test_every_kind_of_hit_has_the_logits_and_the_answer_of_transformers(smollm2, record, reference, text, page_size):
     with Engine("smollm2", dtype="float32", page_size=page_size, num_pages=4096 // page_size, prefill_chunk=96) as engine:
         prompt = text[:300]
         cold = check(engine, record, reference, prompt)
@@ -151,9 +149,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_answers_as_transformers_does(family, record, prompt_ids):
     config = FAMILIES[family]
-    model, _ = random_model(
-        config, dtype=torch.float32, device=torch.device("cpu"), attn_implementation="eager", seed=5
-    )
+    model, _ = random_model(config, dtype=torch.float32, device=torch.device("cpu"), attn_implementation="eager", seed=5)
 
     @torch.inference_mode()
     def reference(ids):

@@ -74,7 +74,11 @@ def test_a_seed_repeats_and_another_does_not():
 
 def test_temperature_0_and_top_k_1_take_the_likeliest():
     scores = logits(3)
-    for params in (SamplingParams(), SamplingParams(temperature=5.0, top_k=1), SamplingParams(temperature=1, top_p=1e-6)):
+    for params in (
+        SamplingParams(),
+        SamplingParams(temperature=5.0, top_k=1),
+        SamplingParams(temperature=1, top_p=1e-6),
+    ):
         assert {Sampler(params, 64, CPU).choose(scores)[0] for _ in range(20)} == {int(scores.argmax())}
 
 

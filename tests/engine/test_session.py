@@ -54,7 +54,9 @@ def test_an_answer_cut_by_max_tokens_is_closed_by_the_next_turn(engine):
         assert cut.finish_reason == "length"
         session.send("Go on.", SHORT)
         text = engine.tokenizer.decode(session.tokens.array, skip_special=False)
-        assert text.count("<|im_start|>") == text.count("<|im_end|>") + (text.rfind("<|im_end|>") < text.rfind("<|im_start|>"))
+        assert text.count("<|im_start|>") == text.count("<|im_end|>") + (
+            text.rfind("<|im_end|>") < text.rfind("<|im_start|>")
+        )
 
 
 def test_a_fork_goes_its_own_way_over_shared_pages(engine):

@@ -124,8 +124,7 @@ def test_a_folder_without_or_with_a_damaged_tokenizer_says_so(folder, tmp_path_f
 
 def test_chat_ids_are_the_ids_of_the_rendered_text(tokenizer):
     assert tokenizer.chat_text([SYSTEM, HELLO]) == (
-        "<|im_start|>system\nAnswer in one word.<|im_end|>\n"
-        "<|im_start|>user\nHello, 42!<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nAnswer in one word.<|im_end|>\n<|im_start|>user\nHello, 42!<|im_end|>\n<|im_start|>assistant\n"
     )
     vector = next(vector for vector in VECTORS if "Hi 42!" in vector["text"])
     messages = [{"role": "system", "content": "You are helpful."}, {"role": "user", "content": "Hi 42!"}]

@@ -6,7 +6,6 @@ is no longer there fails loudly, so a fault cannot rot into changing nothing.
 
 from __future__ import annotations
 
-import __future__
 import inspect
 import textwrap
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from radixkv.lease import Lease
 from radixkv.pages import PagePool
 from radixkv.policies import TickQueue
 from radixkv.tree import RadixTree
-
 
 WORLDS = 60
 """Worlds that a walk goes through to judge a fault: 5,000 steps, 2 seconds."""
@@ -36,9 +34,7 @@ class Edit(NamedTuple):
 _TRIM_CHECKS_NOTHING = Edit(RadixTree, "trim", "assert leaf.children is None and leaf.lock_count == 0 and", "assert")
 
 FAULTS: dict[str, tuple[Edit, ...]] = {
-    "split forgets the lock": (
-        Edit(RadixTree, "_split", "del node.key[:cut]", "node.lock_count = 0; del node.key[:cut]"),
-    ),
+    "split forgets the lock": (Edit(RadixTree, "_split", "del node.key[:cut]", "node.lock_count = 0; del node.key[:cut]"),),
     "split forgets the guard above": (
         Edit(RadixTree, "_split", "upper.guard_count = 1 if node.guard_count else 0", "upper.guard_count = 0"),
     ),
@@ -110,9 +106,7 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
     "a release touches pages it did not use": (
         Edit(PrefixCache, "_release", "node = self._tree.settle(node, position, self._tick)", "node.tick = self._tick"),
     ),
-    "a release keeps its unpublished pages": (
-        Edit(PrefixCache, "_release", "self._pool.free(own, lease.id)", "pass"),
-    ),
+    "a release keeps its unpublished pages": (Edit(PrefixCache, "_release", "self._pool.free(own, lease.id)", "pass"),),
     "a late leaf counts as the newest": (
         Edit(TickQueue, "add", "not recent or leaf.tick >= next(reversed(recent.values()))", "True"),
     ),
@@ -129,19 +123,22 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
         Edit(RadixTree, "remove", "if member.guard_count:", "if False:"),
         _TRIM_CHECKS_NOTHING,
     ),
-    "remove ignores the tokens after the last whole page": (
-        Edit(RadixTree, "remove", "if first.startswith(probe)", ""),
-    ),
+    "remove ignores the tokens after the last whole page": (Edit(RadixTree, "remove", "if first.startswith(probe)", ""),),
     "a freed page keeps its generation": (Edit(PagePool, "free", "generation[page] += 1", "pass"),),
     "a root is never forgotten": (Edit(RadixTree, "_leaf_free", "del self.roots[node.namespace]", "pass"),),
 }
+
+THREAD_FAULTS: dict[str, tuple[Edit, ...]] = {
+    "the lock is missing": (Edit(PrefixCache, "__init__", "RLock()", "__import__('contextlib').nullcontext()"),),
+}
+"""What one thread alone can never notice."""
 
 
 @contextmanager
 def planted(name: str) -> Iterator[None]:
     """Run with the fault in place; the real methods are back afterwards, whatever happened."""
     texts: dict[tuple[type, str], str] = {}
-    for edit in FAULTS[name]:
+    for edit in (FAULTS | THREAD_FAULTS)[name]:
         place = edit.owner, edit.method
         text = texts.get(place) or textwrap.dedent(inspect.getsource(_function(*place)))
         if text.count(edit.old) != 1:
@@ -150,7 +147,7 @@ def planted(name: str) -> Iterator[None]:
     kept = {place: inspect.getattr_static(*place) for place in texts}
     try:
         for (owner, method), text in texts.items():
-            code = compile(text, f"<{name}>", "exec", flags=__future__.annotations.compiler_flag)
+            code = compile(text, f"<{name}>", "exec")
             made: dict[str, object] = {}
             exec(code, _function(owner, method).__globals__, made)
             setattr(owner, method, made[method])
