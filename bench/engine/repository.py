@@ -61,7 +61,6 @@ def main() -> None:
     assert off["answers"] == rows[1]["answers"], "exact mode must answer alike with the cache on and off"
     rows.append(off)
     if not arguments.no_rivals:
-        rows.append(run("transformers, no cache", Transformers(dtype, "none"), prompts))
         rows.append(run("transformers, context's cache copied", Transformers(dtype, "copied"), prompts))
     same = [sum(a == b for a, b in zip(row.pop("answers"), off["answers"], strict=True)) for row in rows[:3]]
     off.pop("answers", None)

@@ -2,7 +2,7 @@
 
 `none`     every prompt is computed whole
 `session`  one DynamicCache a session, grown from turn to turn: nothing is shared between sessions
-`copied`   the cache of the first prompt's shared head is kept, and copied for every request
+`copied`   as `session`, and a session's first prompt starts from a copy of the shared head's cache
 
 All run transformers' own SDPA attention and its own greedy loop over the forward pass.
 """
@@ -53,12 +53,12 @@ class Transformers:
             if first:
                 ttft, first = time.perf_counter() - start, False
             feed = torch.tensor([[ids[-1]]])
-        if self.keep == "session":
+        if self.keep != "none":
             self._kept[key] = (np.concatenate([prompt, np.array(ids[:-1], np.int32)]), cache)
         return Answer(ids, ttft, time.perf_counter() - start, len(prompt) - computed)
 
     def _find(self, key: object, prompt: np.ndarray, shared: int) -> tuple[DynamicCache, int]:
-        if self.keep == "session" and key in self._kept:
+        if key in self._kept:
             tokens, cache = self._kept[key]
             if len(tokens) < len(prompt) and np.array_equal(tokens, prompt[: len(tokens)]):
                 return cache, len(tokens)

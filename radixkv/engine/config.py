@@ -23,7 +23,7 @@ class EngineConfig:
         dtype: of weights and KV; "auto" is bfloat16 where the hardware multiplies it natively, else float32.
         device: "cpu", "cuda", "cuda:1"; "auto" takes a GPU where there is one.
         max_context: longest prompt plus answer; None is what the model was made for.
-        prefill_chunk: prompt tokens computed in one forward pass.
+        prefill_chunk: prompt tokens computed in one forward pass; the last pass may be half as long again.
         max_running: requests that decode together.
         cache: reuse prefixes. Off, nothing is looked up or kept.
         exact: make a hit answer bit for bit as a miss: prefill in blocks of `exact_block` tokens at fixed positions, reuse

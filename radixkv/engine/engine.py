@@ -262,8 +262,9 @@ class Engine:
         (request,) = batch
         assert request.view is not None
         size = self.config.exact_block if self.config.exact else self.config.prefill_chunk
-        start = request.position
-        end = min(start + size, len(request.prompt))
+        start, left = request.position, len(request.prompt) - request.position
+        spare = 0 if self.config.exact else size // 2  # a short last chunk would read all weights for a few tokens
+        end = start + (left if left <= size + spare else size)
         last = end == len(request.prompt)
         tokens = request.prompt.array[start:end]
         started = perf_counter()
