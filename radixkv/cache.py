@@ -152,7 +152,7 @@ class PrefixCache:
                 node, position = self._tree.climb(cursor._node, cursor._position)
                 found = self._tree.match(node, position, bytes(cursor._data[position * self._page_bytes :]))
             else:
-                key, num_tokens = self._key(namespace), len(data) // TOKEN_BYTES
+                key, num_tokens = self.namespace_key(namespace), len(data) // TOKEN_BYTES
                 found = self._tree.match(self._tree.root(key), 0, data)
             if limit is not None and found.num_pages * self.page_size + found.partial_tokens > limit:
                 found = self._cut(found, max(limit, 0))
@@ -176,7 +176,7 @@ class PrefixCache:
         """How many leading tokens are cached; touches nothing, not even recency. Cost: O(T) token compares."""
         data = token_bytes(tokens)
         with self._lock:
-            root = self._tree.roots.get(self._key(namespace))
+            root = self._tree.roots.get(self.namespace_key(namespace))
             if root is None:
                 return 0
             found = self._tree.match(root, 0, data)
@@ -186,7 +186,7 @@ class PrefixCache:
         """A handle on a growing sequence, whose later look-ups and commits cost its new tokens only."""
         data = token_bytes(tokens)
         with self._lock:
-            key = self._key(namespace)
+            key = self.namespace_key(namespace)
             root = Node(key, None, 0, bytearray(), array("i"))
             root.alive = False  # not in the tree: the first use climbs to the namespace's root, if there is one then
             return Cursor(self, key, bytearray(data), root, 0)
@@ -363,7 +363,7 @@ class PrefixCache:
         data = token_bytes(tokens)
         cut = len(data) - len(data) % self._page_bytes
         with self._lock:
-            root = self._tree.roots.get(self._key(namespace))
+            root = self._tree.roots.get(self.namespace_key(namespace))
             if root is None:
                 return Removal(array("i"), 0)
             self._narrow()
@@ -475,7 +475,12 @@ class PrefixCache:
         if held or evictable_leaves != len(self._policy):
             raise InvariantError("I5", strays=len(held), leaves=evictable_leaves, ordered=len(self._policy))
 
-    def _key(self, namespace: str | Namespace) -> bytes:
+    def namespace_key(self, namespace: str | Namespace) -> bytes:
+        """The key of a namespace here: text is a salt beside this cache's own fingerprint.
+
+        Raises:
+            NamespaceError: unusable.
+        """
         if isinstance(namespace, str):
             return Namespace(namespace, self.fingerprint).key
         if isinstance(namespace, Namespace):

@@ -1,4 +1,4 @@
-"""The command line: radixkv chat | demo | model fetch. Needs the `cli` extra; what a command runs may need more."""
+"""The command line: radixkv chat | demo | replay | model fetch. Needs the `cli` extra; what a command runs may need more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ try:
     import typer
     from rich.console import Console
     from rich.logging import RichHandler
+    from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from radixkv.replay.cli import replay
 except ImportError as missing:
     sys.exit(f"radixkv's command line needs the package {missing.name!r}: pip install 'radixkv[engine]'")
 
@@ -31,9 +34,10 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="Get models.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+app.command("replay")(replay)
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 ModelOption = Annotated[str, typer.Argument(help="A name (smollm2), a folder, a .gguf file or a hub id.")]
 
@@ -52,7 +56,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    err.print(f"[bold red]error:[/] {message}", markup=True)
+    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     raise SystemExit(1)
 
 
@@ -132,7 +136,7 @@ def chat(
     with err.status(f"loading {model} ..."):
         engine = Engine(model, exact=exact, cache=cache)
     with engine:
-        out.print(f"[bold]{engine.name}[/]; /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
+        out.print(f"[bold]{escape(engine.name)}[/]; /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
         _converse(engine, engine.chat(system), params)
 
 
@@ -153,7 +157,7 @@ def _converse(engine: Engine, session: Session, params: SamplingParams) -> None:
         except KeyboardInterrupt:
             out.print("\n[dim]stopped; this turn is undone, what it computed stays cached[/]")
         except RadixKVError as error:
-            err.print(f"[bold red]error:[/] {error}")
+            err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
 
 
 def _turn(engine: Engine, session: Session, text: str, params: SamplingParams) -> None:
@@ -175,8 +179,11 @@ def _turn(engine: Engine, session: Session, text: str, params: SamplingParams) -
 def _command(engine: Engine, session: Session, text: str) -> Session:
     name, _, rest = text.partition(" ")
     if name == "/rewind":
-        session.rewind(int(rest) if rest.strip().isdigit() else 1)
-        out.print(f"[dim]{session.num_turns} turns left[/]")
+        if rest and not rest.strip().isdigit():
+            out.print("[dim]/rewind takes a number of turns[/]")
+        else:
+            session.rewind(int(rest or 1))
+            out.print(f"[dim]{session.num_turns} turns left[/]")
     elif name == "/system":
         session.close()
         return engine.chat(rest or None)

@@ -2,7 +2,7 @@
 
     RadixKVError
     ├── TokenError (ValueError)          the token ids themselves are unusable
-    │   ├── TokenTypeError (TypeError)   floats, booleans, 2-D arrays, text
+    │   ├── TokenTypeError (TypeError)   floats, 2-D arrays, text
     │   ├── TokenRangeError              negative, or above int32
     │   └── EmptyTokensError             a request of no tokens
     ├── ConfigError (ValueError)         a setting has a value it cannot have
@@ -19,6 +19,8 @@
     │   ├── PromptTooLong                longer than the context of the model
     │   ├── RequestTooLarge              needs more pages than the whole pool has
     │   ├── SessionClosed                a chat was used after close()
+    │   ├── SessionBusy                  a chat was used while a turn of it is being answered
+    │   ├── RequestInterrupted           whoever drove the engine was interrupted in the middle of a step
     │   ├── ChatTemplateMissing          the model has no chat template
     │   └── EngineClosed                 the engine was used after close()
     └── ModelError
@@ -56,7 +58,9 @@ __all__ = [
     "PoolExhausted",
     "PromptTooLong",
     "RadixKVError",
+    "RequestInterrupted",
     "RequestTooLarge",
+    "SessionBusy",
     "SessionClosed",
     "TokenError",
     "TokenRangeError",
@@ -229,6 +233,22 @@ class SessionClosed(EngineError):
 
     def __init__(self) -> None:
         super().__init__("this session is closed; open a new one with engine.chat()")
+
+
+class SessionBusy(EngineError):
+    """A session was used while one of its turns is open, or has moved on since a stream over it was made."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another turn of this session is open or came first; read or close its stream before the next, or fork() earlier"
+        )
+
+
+class RequestInterrupted(EngineError):
+    """A request ended because whoever drove the engine was interrupted in the middle of its step."""
+
+    def __init__(self) -> None:
+        super().__init__("the step that computed this request was interrupted; ask again, what it published is cached")
 
 
 class EngineClosed(EngineError):

@@ -207,6 +207,11 @@ class Cursor:
         """The sequence; copies it."""
         return Tokens(bytes(self._data))
 
+    @property
+    def leased(self) -> bool:
+        """Whether a lease over it is live."""
+        return self._lease is not None
+
     def tail(self, num_tokens: int) -> Tokens:
         """The last `num_tokens` tokens, fewer if there are not so many. Cost: O(num_tokens)."""
         return Tokens(bytes(self._data[max(len(self._data) - num_tokens * TOKEN_BYTES, 0) :]))

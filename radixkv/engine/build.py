@@ -85,7 +85,8 @@ def _assemble(
     elif config.weights != "native":
         raise ConfigError("weights", config.weights, "native on a GPU")
     free_bytes = _free_bytes(device)
-    fraction = config.pool_fraction or (_CPU_FRACTION if device.type == "cpu" else _CUDA_FRACTION)
+    default = _CPU_FRACTION if device.type == "cpu" else _CUDA_FRACTION
+    fraction = default if config.pool_fraction is None else config.pool_fraction
     num_pages = pages_that_fit(
         shape, num_pages=config.num_pages, num_bytes=config.pool_bytes, fraction=fraction, free_bytes=free_bytes
     )
@@ -120,6 +121,8 @@ def _device(config: EngineConfig) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError("device", config.device, "auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError("device", config.device, "auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", config.device, "cpu: no CUDA device is visible")
     return device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Literal
 
 from radixkv.errors import ConfigError
@@ -19,7 +20,9 @@ class EngineConfig:
 
     Attributes:
         page_size: tokens in a page, a power of two.
-        num_pages: pages in the pool; else `pool_bytes`; else `pool_fraction` of the memory free once weights are loaded.
+        num_pages: pages in the pool; if None, what `pool_bytes` hold.
+        pool_bytes: bytes of the pool; if None, `pool_fraction` of the memory that is free once weights are loaded.
+        pool_fraction: None is 0.25 on a CPU and 0.85 on a GPU. Working views come on top of the pool.
         dtype: of weights and KV; "auto" is bfloat16 where the hardware multiplies it natively, else float32.
         device: "cpu", "cuda", "cuda:1"; "auto" takes a GPU where there is one.
         max_context: longest prompt plus answer; None is what the model was made for.
@@ -41,7 +44,7 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
     max_context: int | None = None
-    prefill_chunk: int = 1024
+    prefill_chunk: int = 2048
     max_running: int = 16
     cache: bool = True
     exact: bool = False
@@ -51,16 +54,18 @@ class EngineConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.page_size < 1 or self.page_size & (self.page_size - 1):
-            raise ConfigError("page_size", self.page_size, "a power of two, such as 16")
-        for name in ("prefill_chunk", "max_running", "exact_block"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, getattr(self, name), "at least 1")
+        for name in ("page_size", "prefill_chunk", "max_running", "exact_block"):
+            if not (_is_count(getattr(self, name)) and getattr(self, name) >= 1):
+                raise ConfigError(name, getattr(self, name), "a whole number, at least 1")
         for name in ("num_pages", "pool_bytes", "max_context", "num_threads"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(name, value, "at least 1, or None")
-        if self.exact_block % self.page_size:
+            if value is not None and not (_is_count(value) and value >= 1):
+                raise ConfigError(name, value, "a whole number, at least 1, or None")
+        if self.page_size & (self.page_size - 1):
+            raise ConfigError("page_size", self.page_size, "a power of two, such as 16")
+        if self.pool_fraction is not None and not (_is_number(self.pool_fraction) and 0 < self.pool_fraction <= 1):
+            raise ConfigError("pool_fraction", self.pool_fraction, "above 0 and at most 1, or None")
+        if self.exact and self.exact_block % self.page_size:
             raise ConfigError("exact_block", self.exact_block, f"a multiple of page_size, {self.page_size}")
         if self.dtype not in ("auto", "float32", "float16", "bfloat16"):
             raise ConfigError("dtype", self.dtype, "auto, float32, float16 or bfloat16")
@@ -102,20 +107,31 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         stop: str | tuple[str, ...] = self.stop  # one text is taken for a list of one
+        if not isinstance(stop, (str, list, tuple)):
+            raise ConfigError("stop", stop, "texts that are not empty")
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
-        object.__setattr__(self, "stop_token_ids", frozenset(self.stop_token_ids))
+        try:
+            object.__setattr__(self, "stop_token_ids", frozenset(self.stop_token_ids))
+        except TypeError:
+            raise ConfigError("stop_token_ids", self.stop_token_ids, "token ids") from None
+        count, number, penalty = _is_count, _is_number, self.repetition_penalty
         limits: list[tuple[str, bool, str]] = [
-            ("max_tokens", self.max_tokens >= 0, "at least 0"),
-            ("temperature", 0 <= self.temperature <= 100, "0 to 100"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0 and at most 100"),
-            ("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "a 64-bit integer"),
+            ("max_tokens", count(self.max_tokens) and self.max_tokens >= 0, "a whole number, at least 0"),
+            (
+                "temperature",
+                number(self.temperature) and (self.temperature == 0 or 1e-3 <= self.temperature <= 100),
+                "0, or 0.001 to 100",
+            ),
+            ("top_k", count(self.top_k) and self.top_k >= 0, "a whole number, at least 0"),
+            ("top_p", number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", number(self.min_p) and 0 <= self.min_p <= 1, "0 to 1"),
+            ("repetition_penalty", number(penalty) and 0.01 <= penalty <= 100, "0.01 to 100"),
+            ("seed", self.seed is None or (count(self.seed) and -(2**63) <= self.seed < 2**63), "a 64-bit whole number"),
             ("stop", all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"),
+            ("stop_token_ids", all(count(token) for token in self.stop_token_ids), "token ids"),
             (
                 "logprobs",
-                self.logprobs is None or 0 <= self.logprobs <= _MAX_LOGPROBS,
+                self.logprobs is None or (count(self.logprobs) and 0 <= self.logprobs <= _MAX_LOGPROBS),
                 f"0 to {_MAX_LOGPROBS}, or None",
             ),
         ]
@@ -127,3 +143,11 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0 or self.top_k == 1
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import RLock
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from radixkv.cache import CacheStats, PrefixCache
 from radixkv.engine.build import EngineParts, build, build_random
@@ -38,6 +40,7 @@ from radixkv.errors import (
     EngineClosed,
     PoolExhausted,
     PromptTooLong,
+    RequestInterrupted,
     RequestTooLarge,
     TokenRangeError,
 )
@@ -49,7 +52,7 @@ __all__ = ["Engine", "EngineStats"]
 
 log = logging.getLogger("radixkv.engine")
 
-_IDLE_CONTEXTS = 2  # of the longest context; what idle working views may hold for their next turn
+_IDLE_CONTEXTS, _IDLE_SHARE = 2, 0.25  # idle working views hold at most so many contexts, and this share of the pool
 
 Prompt = Any
 """Text, token ids in any form `Tokens` takes, or chat messages: a list of {"role": ..., "content": ...}."""
@@ -109,9 +112,13 @@ class Engine:
         self.cache: PrefixCache = parts.cache
         self._tokenizer = parts.tokenizer
         self._eos_ids = parts.eos_ids
-        self._views = ViewPool(parts.store, max_idle_tokens=_IDLE_CONTEXTS * parts.max_context)
+        pool_tokens = parts.store.num_pages * parts.config.page_size
+        self._views = ViewPool(parts.store, min(_IDLE_CONTEXTS * parts.max_context, int(pool_tokens * _IDLE_SHARE)))
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
+        self._doomed: deque[Request] = deque()  # readers went away; taken off when no step is under way
+        self._stepping = False
+        self._blocked_since = -1  # requests ended when the first in the queue was last found not to fit
         self._lock = RLock()
         self._closed = False
         self._requests = self._prompt_tokens = self._cached = self._computed = self._generated = 0
@@ -140,6 +147,8 @@ class Engine:
 
         Raises:
             TokenError, PromptTooLong, RequestTooLarge: a prompt that cannot be run; none of them is run then.
+            RadixKVError: the first request to fail while running; answers of the others are dropped, what they computed
+                stays cached.
         """
         several = _as_prompts(prompts)
         requests = [self._request(prompt, params, namespace, cache) for prompt in several]
@@ -164,7 +173,7 @@ class Engine:
         Raises:
             As `generate`; when called, not when first read.
         """
-        return self._stream(self._request(prompt, params, namespace, cache))
+        return self._read(self._request(prompt, params, namespace, cache))
 
     def chat(self, system: str | None = None, *, namespace: str | Namespace = "", cache: bool | None = None) -> Session:
         """Open a conversation. Its history is kept as exact token ids and never tokenised again.
@@ -199,36 +208,52 @@ class Engine:
         """Advance: one chunk of the prompt being prefilled, or else one token for every decoding request."""
         with self._lock:
             self._require_open()
-            prefilling = next((request for request in self._running if not request.prefilled), None) or self._admit()
-            if prefilling is not None:
-                self._guarded([prefilling], self._prefill)
-            elif self._running:
-                for batch in [[one] for one in self._running] if self.config.exact else [list(self._running)]:
-                    self._guarded(batch, self._decode)
+            self._stepping = True
+            try:
+                self._advance()
+            finally:
+                self._stepping = False
+                self._reap()
+
+    def _advance(self) -> None:
+        prefilling = next((request for request in self._running if not request.prefilled), None) or self._admit()
+        if prefilling is not None:
+            self._guarded([prefilling], self._prefill)
+            return
+        for batch in [[one] for one in self._running] if self.config.exact else [list(self._running)]:
+            self._guarded(batch, self._decode)
 
     def _admit(self) -> Request | None:
         """Start the request that waits longest, if pages enough are free or evictable for it and those that run."""
-        if not self._waiting or len(self._running) >= self.config.max_running:
+        if not self._waiting or len(self._running) >= self.config.max_running or self._blocked_since == self._requests:
             return None
         request = self._waiting[0]
-        if request.use_cache:
-            lease = self.cache.acquire(
-                request.cursor if request.cursor is not None else request.prompt,
-                request.namespace,
-                limit=len(request.prompt) - 1,
-                owner="engine",
-            )
-            request.lease = lease
-            stats = self.cache.stats()
-            promised = sum(self._missing_pages(other) for other in (*self._running, request))
-            if self._running and promised > stats.num_free + stats.num_evictable:
-                request.lease = None
-                lease.release()
-                return None
+        self._guarded([request], self._lease)
+        if self._running and not request.finished and not self._fits(request):
+            assert request.lease is not None
+            request.lease.release()
+            request.lease = None
+            self._blocked_since = self._requests
+            return None
         self._waiting.popleft()
-        self._running.append(request)
-        self._guarded([request], self._start)
-        return request if not request.finished else None
+        if not request.finished:
+            self._running.append(request)
+            self._guarded([request], self._start)
+        return None if request.finished else request
+
+    def _lease(self, batch: Sequence[Request]) -> None:
+        """Look a request's prompt up, and lock what is found."""
+        (request,) = batch
+        if request.use_cache:
+            prompt = request.cursor if request.cursor is not None else request.prompt
+            limit = len(request.prompt) - 1  # the last token's logits are needed
+            request.lease = self.cache.acquire(prompt, request.namespace, limit=limit, owner="engine")
+
+    def _fits(self, request: Request) -> bool:
+        """Whether what this request and the running ones may still ask for is free or evictable."""
+        stats = self.cache.stats()
+        promised = sum(self._missing_pages(other) for other in (*self._running, request))
+        return promised <= stats.num_free + stats.num_evictable
 
     def _missing_pages(self, request: Request) -> int:
         """Pages a running request may still ask for."""
@@ -244,12 +269,13 @@ class Engine:
             request.view, _ = self._views.take(request.capacity)
             return
         matched, block = request.lease.num_matched, self.config.exact_block
-        request.cached = request.position = matched // block * block if self.config.exact else matched
-        origin = self._origin(request.lease, request.position // self.config.page_size)
+        start = matched // block * block if self.config.exact else matched
+        origin = self._origin(request.lease, start // self.config.page_size)
         request.view, held = self._views.take(request.capacity, origin)
-        pages, partial = request.lease.pages, request.lease.partial_page
-        source = pages if partial is None else [*pages, partial]
-        request.view.load(self.store, source, held * self.config.page_size, request.position)
+        pages, cut = request.lease.pages, request.lease.partial_page
+        source = pages if cut is None else [*pages, cut]
+        request.view.load(self.store, source, held * self.config.page_size, start)
+        request.cached = request.position = start  # only now: a view that failed to load must not pass for loaded
         request.lease.extend()
 
     def _origin(self, lease: Lease, num_pages: int) -> npt.NDArray[np.int64]:
@@ -286,14 +312,19 @@ class Engine:
             return
         logits = self.runner.forward(works)
         for request, row in zip(ready, logits, strict=True):
-            request.position += 1
-            if not self.config.exact and request.position % self.config.page_size == 0:
-                self._publish(request, request.position)
-            self._settle(request, request.accept(row))
+            self._guarded([request], partial(self._take, row))
+
+    def _take(self, logits: torch.Tensor, batch: Sequence[Request]) -> None:
+        """One request's part of a decode step, once its logits are there."""
+        (request,) = batch
+        request.position += 1
+        if not self.config.exact and request.position % self.config.page_size == 0:
+            self._publish(request, request.position)
+        self._settle(request, request.accept(logits))
 
     def _reserve(self, request: Request) -> bool:
         """Give the newest token a slot. Where the pool has none left, this request ends, and only this one."""
-        if request.lease is not None:
+        if request.lease is not None and request.lease.num_tokens == request.position:
             try:
                 request.lease.extend(request.newest)
             except PoolExhausted as error:
@@ -334,18 +365,24 @@ class Engine:
             request.lease.release()
             request.lease = None
         self._requests += 1
-        self._prompt_tokens += request.cached + request.computed
+        self._prompt_tokens += len(request.prompt) if request.prefilled else request.cached + request.computed
         self._cached += request.cached
         self._computed += request.computed
         self._generated += len(request.output)
 
-    def _guarded(self, batch: list[Request], act: Callable[[Sequence[Request]], None]) -> None:
-        """Run one action; if it fails, the requests in it fail and all others go on."""
+    def _guarded(self, batch: Sequence[Request], act: Callable[[Sequence[Request]], None]) -> None:
+        """Run one action; if it fails, the requests in it fail and all others go on.
+
+        An interrupt goes on to whoever drives the engine; the requests it caught in the middle of a step end with it.
+        """
         try:
             act(batch)
         except Exception as error:
             log.warning("%d requests end: %s", len(batch), error)
             self._fail(batch, error)
+        except BaseException:
+            self._fail(batch, RequestInterrupted())
+            raise
 
     def _fail(self, batch: Sequence[Request], error: Exception) -> None:
         for request in batch:
@@ -354,14 +391,23 @@ class Engine:
                 request.error = error
 
     def _cancel(self, requests: Sequence[Request]) -> None:
-        """End what is not finished: its reader went away."""
+        """End what is not finished: its reader went away.
+
+        A reader may be collected in the middle of a step, by this very thread; then the step's end does it.
+        """
+        self._doomed.extend(requests)
         with self._lock:
-            for request in requests:
-                if not request.finished:
-                    if request in self._waiting:
-                        self._waiting.remove(request)
-                    self._end(request)
-                    request.finish("cancelled")
+            if not self._stepping:
+                self._reap()
+
+    def _reap(self) -> None:
+        while self._doomed:
+            request = self._doomed.popleft()
+            if not request.finished:
+                if request in self._waiting:
+                    self._waiting.remove(request)
+                self._end(request)
+                request.finish("cancelled")
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -384,6 +430,9 @@ class Engine:
             raise TokenRangeError(highest, int(tokens.array.argmax()), self.runner.vocab_size)
         if len(tokens) + min(params.max_tokens, 1) > self.max_context:
             raise PromptTooLong(len(tokens), self.max_context)
+        if params.stop and self._tokenizer is None:
+            raise ConfigError("stop", params.stop, "stop_token_ids: this engine has no tokenizer")
+        self.cache.namespace_key(namespace)
         request = Request(
             tokens,
             params,
@@ -411,18 +460,17 @@ class Engine:
             self._require_open()
             self._waiting.extend(requests)
 
-    def _stream(self, request: Request) -> Iterator[Chunk]:
+    def _read(self, request: Request) -> Generator[Chunk]:
+        """Submit a request when its first chunk is asked for, and hand out its chunks; a stream never read costs nothing."""
         self._submit([request])
-        return self._read(request)
-
-    def _read(self, request: Request) -> Iterator[Chunk]:
         try:
-            while True:
+            finished = False
+            while not finished:
+                finished = request.finished  # before the chunks are taken, or another thread's last ones would be lost
                 while request.chunks:
                     yield request.chunks.pop(0)
-                if request.finished:
-                    break
-                self.step()
+                if not finished:
+                    self.step()
             _result(request)
         finally:
             self._cancel([request])

@@ -15,7 +15,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished answer. `cached_tokens + computed_tokens == prompt_tokens`, always.
+    """A finished answer. `cached_tokens + computed_tokens == prompt_tokens`, unless it was cancelled within its prompt.
 
     Attributes:
         text: the answer; empty when the engine has no tokenizer.

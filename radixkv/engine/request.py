@@ -121,7 +121,7 @@ class Request:
         tail = self._stream.flush() if self._stream is not None else ""
         self._text.append(tail)
         now = perf_counter()
-        self.completion = Completion(
+        completion = Completion(
             text="".join(self._text),
             token_ids=tuple(self.output),
             finish_reason=reason,
@@ -132,4 +132,5 @@ class Request:
             total_s=now - self._started,
             logprobs=tuple(self.logprobs) if self.params.logprobs is not None else None,
         )
-        self.chunks.append(Chunk(tail, None, self.completion))
+        self.chunks.append(Chunk(tail, None, completion))
+        self.completion = completion  # last: a reader that sees it finds every chunk

@@ -11,12 +11,13 @@ the whole cached rest. So what the model saw and said is kept as ids; only a new
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from radixkv.engine.config import SamplingParams
 from radixkv.engine.output import Chunk, Completion
 from radixkv.engine.request import Request
-from radixkv.errors import ConfigError, SessionClosed
+from radixkv.errors import ConfigError, SessionBusy, SessionClosed
 from radixkv.namespace import Namespace
 from radixkv.tokens import Tokens
 
@@ -40,6 +41,9 @@ class Session:
         self._cursor = engine.cache.cursor(namespace)
         self._turns: list[tuple[int, int]] = []  # (tokens, messages) before each turn
         self._closed = False
+        self._undo_to: int | None = None  # while a turn is open: how many tokens there were before it
+        self._reading = False
+        self._lock = Lock()
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -60,33 +64,28 @@ class Session:
         """Say something, and wait for the answer.
 
         Raises:
-            SessionClosed: after close(). PromptTooLong: the conversation fills the context; rewind, or start anew.
+            SessionClosed: after close(). SessionBusy: another turn is open.
+            PromptTooLong: the conversation fills the context; rewind, or start anew.
         """
-        completion = None
-        for chunk in self.stream(text, params):
-            completion = chunk.completion
-        assert completion is not None
-        return completion
+        *_, last = self.stream(text, params)
+        assert last.completion is not None
+        return last.completion
 
     def stream(self, text: str, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Say something, and read the answer as it is generated; the last chunk carries the Completion.
 
+        The turn opens with the first chunk asked for, and is undone if the stream is closed before its end.
+
         Raises:
-            As `send`; when called, not when first read.
+            As `send`; a prompt that cannot be run when called, SessionBusy also when first read.
         """
-        if self._closed:
-            raise SessionClosed
+        self._require_ready()
         message = {"role": "user", "content": text}
         before = self._cursor.num_tokens
-        self._cursor.append(self._tail(message))
-        try:
-            cursor = self._cursor if self._cache else None
-            request = self._engine._request(self._cursor.tokens, params, self._namespace, self._cache, cursor)
-            chunks = self._engine._stream(request)
-        except BaseException:
-            self._cursor.truncate(before)
-            raise
-        return self._read(request, chunks, message, before)
+        tail = self._tail(message)
+        cursor = self._cursor if self._cache else None
+        request = self._engine._request(self._cursor.tokens + tail, params, self._namespace, self._cache, cursor)
+        return self._read(request, tail, message, before)
 
     def _tail(self, message: dict[str, str]) -> Tokens:
         """The token ids that `message` adds to the conversation."""
@@ -96,29 +95,53 @@ class Session:
         history = self._messages[:-1]  # the last answer is kept as ids, and only marked in the rendering
         return Tokens(tokenizer.turn_tail(history, message, last_ids=self._cursor.tail(8)))
 
-    def _read(self, request: Request, chunks: Iterator[Chunk], message: dict[str, str], before: int) -> Iterator[Chunk]:
-        kept = False
+    def _read(self, request: Request, tail: Tokens, message: dict[str, str], before: int) -> Iterator[Chunk]:
+        """The turn itself, from the first chunk asked for to the last, or to its undoing."""
+        with self._lock:
+            self._require_ready()
+            if self._cursor.num_tokens != before:
+                raise SessionBusy
+            self._undo_to, self._reading = before, True
+            self._cursor.append(tail)
+        chunks = self._engine._read(request)
         try:
             for chunk in chunks:
-                if chunk.completion is not None:
+                if chunk.completion is not None and chunk.completion.finish_reason != "cancelled":
                     self._keep(request, chunk.completion, message, before)
-                    kept = True
                 yield chunk
         finally:
-            if not kept:
-                self._engine._cancel([request])
-                self._cursor.truncate(before)
+            chunks.close()
+            self._reading = False
+            self._undo()
+
+    def _undo(self) -> None:
+        """Take back an open turn, if there is one whose request has let go of the cursor."""
+        if self._undo_to is not None and not self._cursor.leased:
+            self._cursor.truncate(self._undo_to)
+            self._undo_to = None
+
+    def _require_ready(self) -> None:
+        if self._closed:
+            raise SessionClosed
+        if not self._reading:
+            self._undo()
+        if self._undo_to is not None:
+            raise SessionBusy
 
     def _keep(self, request: Request, completion: Completion, message: dict[str, str], before: int) -> None:
         fed = self._cursor.num_tokens - len(request.prompt)  # generated tokens that were fed back, and so appended
         self._cursor.append(list(completion.token_ids[fed:]))
         self._turns.append((before, len(self._messages)))
         self._messages += [message, {"role": "assistant", "content": completion.text}]
+        self._undo_to = None
 
     def fork(self) -> Session:
-        """Another conversation with the same past; pages stay shared. Cost: one copy of the token ids."""
-        if self._closed:
-            raise SessionClosed
+        """Another conversation with the same past; pages stay shared. Cost: one copy of the token ids.
+
+        Raises:
+            SessionClosed: after close(). SessionBusy: a turn is open.
+        """
+        self._require_ready()
         other = Session(self._engine, None, namespace=self._namespace, cache=self._cache)
         other._messages = self.messages
         other._cursor = self._cursor.fork()
@@ -129,16 +152,15 @@ class Session:
         """Undo the last turns, to say something else instead; what they computed stays cached.
 
         Raises:
-            ConfigError: fewer turns were taken.
+            ConfigError: fewer turns were taken. SessionBusy: a turn is open.
         """
-        if self._closed:
-            raise SessionClosed
+        self._require_ready()
         if not 0 <= turns <= len(self._turns):
             raise ConfigError("turns", turns, f"0 to {len(self._turns)}, the turns taken")
-        for _ in range(turns):
-            num_tokens, num_messages = self._turns.pop()
+        if turns:
+            num_tokens, num_messages = self._turns[-turns]
             self._cursor.truncate(num_tokens)
-            del self._messages[num_messages:]
+            del self._messages[num_messages:], self._turns[-turns:]
 
     def close(self) -> None:
         """End the conversation. Its prefix stays cached until it is evicted. Safe to call twice."""

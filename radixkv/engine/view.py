@@ -27,7 +27,7 @@ __all__ = ["NO_ORIGIN", "ViewPool", "WorkingView"]
 NO_ORIGIN: npt.NDArray[np.int64] = np.empty((0, 2), np.int64)
 """The origin of a view whose content came from no pages."""
 
-_GRAIN = 256  # tokens; capacities are rounded up to this, so that views can be used again
+_GRAIN = 1024  # tokens; capacities are rounded up to this with a quarter to spare, so that a longer next turn fits too
 
 
 class WorkingView:
@@ -135,7 +135,7 @@ class ViewPool:
 
     def _make(self, capacity: int) -> WorkingView:
         shape = self._store.shape
-        rounded = -(-capacity // _GRAIN) * _GRAIN
+        rounded = -(-capacity * 5 // 4 // _GRAIN) * _GRAIN
         size = (shape.num_layers, 2, shape.num_kv_heads, rounded, shape.head_dim)
         return WorkingView(torch.empty(size, dtype=shape.dtype, device=self._store.kv.device))
 

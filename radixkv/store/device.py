@@ -46,11 +46,6 @@ class PageShape:
         """Bytes of one page."""
         return self.token_bytes * self.page_size
 
-    @property
-    def layout(self) -> str:
-        """This layout in words, for fingerprints: pages of another layout are never readable as this one."""
-        return f"page-major L{self.num_layers} S{self.page_size} H{self.num_kv_heads} D{self.head_dim} {self.dtype}"
-
 
 class DeviceStore:
     """The bytes of every page, on one device.

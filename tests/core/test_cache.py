@@ -303,11 +303,14 @@ def test_a_released_lease_can_do_nothing_and_keeps_nothing():
 def test_a_busy_cursor_names_the_lease_over_it():
     cache = PrefixCache(4, 1)
     cursor = cache.cursor(tokens=[1])
+    assert not cursor.leased
     lease = cache.acquire(cursor)
+    assert cursor.leased
     with pytest.raises(CursorBusy) as caught:
         cache.acquire(cursor)
     assert caught.value.lease_id == lease.id
     lease.release()
+    assert not cursor.leased
     cache.acquire(cursor).release()
 
 
@@ -544,6 +547,7 @@ def test_a_caches_fingerprint_is_part_of_a_plain_salt():
     fill(cache, [1, 2], "a")
     assert cache.match([1, 2], Namespace("a", "weights-1")) == 2
     assert cache.match([1, 2], Namespace("a", "")) == 0
+    assert cache.namespace_key("a") == cache.namespace_key(Namespace("a", "weights-1")) == Namespace("a", "weights-1").key
     with cache.acquire(cache.cursor("a", [1, 2])) as lease:
         assert lease.num_matched == 2
     with cache.acquire(cache.cursor(Namespace("a"), [1, 2]), "a") as lease:  # a cursor brings its own

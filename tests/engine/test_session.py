@@ -142,3 +142,29 @@ def test_with_the_cache_off_a_chat_still_keeps_its_history(engine):
             hit, miss = on.send(text, SHORT), off.send(text, SHORT)
             assert hit.token_ids == miss.token_ids
             assert miss.cached_tokens == 0
+
+
+def test_one_turn_at_a_time(engine):
+    with engine.chat("Be brief.") as session:
+        session.send("Name a colour.", SHORT)
+        before = session.tokens
+        first, second = session.stream("Name a fruit.", SHORT), session.stream("Name a bird.", SHORT)
+        next(first)
+        for act in (lambda: next(second), session.fork, session.rewind, lambda: session.stream("x")):
+            with pytest.raises(errors.SessionBusy):
+                act()
+        first.close()
+        assert (session.tokens, session.num_turns) == (before, 1)
+        stale = session.stream("Name a bird.", SHORT)
+        session.send("Name a fruit.", SHORT)
+        with pytest.raises(errors.SessionBusy):
+            next(stale)
+        assert session.num_turns == 2
+
+
+def test_a_stream_that_is_never_read_leaves_the_session_as_it_was(engine):
+    with engine.chat("Be brief.") as session:
+        session.stream("Name a colour.", SHORT).close()
+        session.stream("Name a fruit.", SHORT)
+        assert len(session.tokens) == 0
+        assert session.send("Name a bird.", SHORT).text

@@ -52,7 +52,7 @@ def origin(*rows):
 
 
 def test_a_view_is_handed_out_again_for_the_pages_it_still_holds(store):
-    pool = ViewPool(store, max_idle_tokens=4096)
+    pool = ViewPool(store, max_idle_tokens=40960)
     first, held = pool.take(100)
     assert held == 0
     pool.give(first, origin((5, 0), (6, 0), (7, 0)))
@@ -66,7 +66,7 @@ def test_a_view_is_handed_out_again_for_the_pages_it_still_holds(store):
 
 
 def test_idle_views_stay_within_their_budget(store):
-    pool = ViewPool(store, max_idle_tokens=600)
+    pool = ViewPool(store, max_idle_tokens=2500)
     views = [pool.take(256)[0] for _ in range(4)]
     for view in views:
         pool.give(view)

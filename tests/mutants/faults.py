@@ -84,9 +84,9 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
     ),
     "unlock forgets to put the leaf back in order": (Edit(RadixTree, "unlock", "self._leaf_free(node)", "pass"),),
     "the salt is ignored": (
-        Edit(PrefixCache, "_key", "Namespace(namespace, self.fingerprint)", "Namespace('', self.fingerprint)"),
+        Edit(PrefixCache, "namespace_key", "Namespace(namespace, self.fingerprint)", "Namespace('', self.fingerprint)"),
     ),
-    "the fingerprint is ignored": (Edit(PrefixCache, "_key", "return namespace.key", "return Namespace('').key"),),
+    "the fingerprint is ignored": (Edit(PrefixCache, "namespace_key", "return namespace.key", "return Namespace('').key"),),
     "a cursor trusts a node that left": (Edit(RadixTree, "climb", "position = min(position, node.start)", "pass"),),
     "a cursor trusts a position that was trimmed": (
         Edit(RadixTree, "climb", "position = min(position, node.start + len(node.pages))", "pass"),
