@@ -43,6 +43,7 @@ class Transformers:
     def answer(self, key: object, prompt: np.ndarray, num_tokens: int, shared: int) -> Answer:
         """Answer `prompt`; `key` names the session, `shared` the length of the head common to all prompts."""
         start = time.perf_counter()
+        self._head_tokens = 0  # of a shared head computed on the way
         cache, computed = self._find(key, prompt, shared)
         first = True
         ids: list[int] = []
@@ -55,7 +56,7 @@ class Transformers:
             feed = torch.tensor([[ids[-1]]])
         if self.keep != "none":
             self._kept[key] = (np.concatenate([prompt, np.array(ids[:-1], np.int32)]), cache)
-        return Answer(ids, ttft, time.perf_counter() - start, len(prompt) - computed)
+        return Answer(ids, ttft, time.perf_counter() - start, len(prompt) - computed + self._head_tokens)
 
     def _find(self, key: object, prompt: np.ndarray, shared: int) -> tuple[DynamicCache, int]:
         if key in self._kept:
@@ -68,5 +69,6 @@ class Transformers:
                 cache = DynamicCache(config=self.model.config)
                 self.model(torch.from_numpy(prompt[:shared].astype(np.int64))[None], past_key_values=cache, logits_to_keep=1)
                 self._kept[head] = (prompt[:shared], cache)
+                self._head_tokens = shared
             return copy.deepcopy(self._kept[head][1]), shared
         return DynamicCache(config=self.model.config), 0
