@@ -23,7 +23,7 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from radixkv.engine import Engine, SamplingParams, Session
 
-__all__ = ["app", "main"]
+__all__ = ["app", "chat", "demo", "fetch", "main"]
 
 app = typer.Typer(
     name="radixkv",
