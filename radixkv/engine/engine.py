@@ -229,8 +229,7 @@ class Engine:
             return None
         request = self._waiting[0]
         self._guarded([request], self._lease)
-        if self._running and not request.finished and not self._fits(request):
-            assert request.lease is not None
+        if self._running and request.lease is not None and not self._fits(request):
             request.lease.release()
             request.lease = None
             self._blocked_since = self._requests
