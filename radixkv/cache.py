@@ -16,29 +16,32 @@ anything moves. All calls may come from any thread; one lock serialises them.
 
 from __future__ import annotations
 
+import time
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from threading import RLock
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from radixkv.errors import ConfigError, ForeignLease, InvariantError, NamespaceError, PoolExhausted
+from radixkv.allocator import Allocator
+from radixkv.check import check_cache
+from radixkv.drawing import draw
+from radixkv.errors import ConfigError, ForeignLease, NamespaceError
 from radixkv.events import EventSink, Evicted, Looked, Released, Removed, Reserved, Stored
 from radixkv.lease import Cursor, Lease
-from radixkv.namespace import Namespace
-from radixkv.node import Node
-from radixkv.pages import FREE, TREE, PagePool
-from radixkv.policies import POLICIES
-from radixkv.tokens import TOKEN_BYTES, TokenInput, as_count, token_bytes
-from radixkv.tree import Match, RadixTree, Removal
+from radixkv.namespace import Namespace, namespace_key
+from radixkv.node import Account, Node
+from radixkv.policies import Ended
+from radixkv.prefix import TOKEN_BYTES
+from radixkv.tokens import TokenInput, as_count, token_bytes
+from radixkv.tree import Match, Removal
 
 __all__ = ["CacheStats", "PrefixCache"]
 
 
-@dataclass(frozen=True, slots=True)
-class CacheStats:
+class CacheStats(NamedTuple):
     """Where every page is, and what the look-ups found. free + evictable + locked + leased = num_pages."""
 
     num_pages: int
@@ -67,9 +70,10 @@ class PrefixCache:
     Args:
         num_pages: pages in the pool, >= 1.
         page_size: tokens in a page, >= 1.
-        policy: the eviction policy's name, one of `POLICIES`.
+        policy: the eviction policy's name, one of `POLICIES`; `set_policy` changes it later.
         fingerprint: of what computes the KV (weights, tokenizer, dtype, layout); part of every namespace.
         on_event: called with every event, in order, inside the lock.
+        clock: seconds, from any start; recency never depends on it, durations do.
 
     Thread safety: any thread may call anything; calls are serialised by one lock and never wait for each other's work.
 
@@ -90,24 +94,23 @@ class PrefixCache:
         policy: str = "lru",
         fingerprint: str = "",
         on_event: EventSink | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         page_size = as_count("page_size", page_size)
         if page_size < 1:
             raise ConfigError("page_size", page_size, "at least 1")
-        if policy not in POLICIES:
-            raise ConfigError("policy", policy, f"one of {', '.join(sorted(POLICIES))}")
         self.page_size = page_size
         self.fingerprint = fingerprint
         self._page_bytes = page_size * TOKEN_BYTES
-        self._pool = PagePool(num_pages)
-        self._policy = POLICIES[policy]()
-        self._tree = RadixTree(page_size, self._policy)
+        self._allocator = Allocator(num_pages, page_size, policy, self._evicted)
+        self._tree = self._allocator.tree
         self._leases: dict[int, Lease] = {}
         self._wide: dict[int, Lease] = {}  # those whose match ended inside an edge: they lock more of it than they use
         self._on_event = on_event
+        self._clock = clock
         self._lock = RLock()
         self._tick = 0
-        self._next_lease = TREE + 1
+        self._next_lease = 1
         self._num_leased = 0
         self._lookups = self._lookup_tokens = self._hit_tokens = self._evicted_pages = 0
 
@@ -120,6 +123,7 @@ class PrefixCache:
         *,
         limit: int | None = None,
         owner: str = "",
+        tag: int = 0,
     ) -> Lease:
         """Find the longest cached prefix of `tokens` and lease it.
 
@@ -131,6 +135,8 @@ class PrefixCache:
             namespace: a tenant's salt, or a `Namespace`; a cursor brings its own.
             limit: match at most so many tokens; an engine passes T - 1, since the last token's logits are needed.
             owner: whom to name when the lease is asked for by `leases()`.
+            tag: an opaque small integer about the request ("the session will continue"), which the policy `auto` may
+                learn from; others ignore it.
 
         Returns:
             Lease, to be released (it is a context manager).
@@ -158,7 +164,7 @@ class PrefixCache:
                 found = self._cut(found, max(limit, 0))
             self._tree.lock(found.partial_node)
             lease_id, self._next_lease = self._next_lease, self._next_lease + 1
-            lease = Lease(self, lease_id, owner, key, data if cursor is None else cursor._data, found, cursor)
+            lease = Lease(self, lease_id, owner, key, data if cursor is None else cursor._data, found, cursor, tag)
             self._leases[lease_id] = lease
             if found.num_pages + (found.partial_page >= 0) < found.partial_node.end:
                 self._wide[lease_id] = lease
@@ -187,7 +193,7 @@ class PrefixCache:
         data = token_bytes(tokens)
         with self._lock:
             key = self.namespace_key(namespace)
-            root = Node(key, None, 0, bytearray(), array("i"))
+            root = Node(Account(key), None, 0, bytearray(), array("i"))
             root.alive = False  # not in the tree: the first use climbs to the namespace's root, if there is one then
             return Cursor(self, key, bytearray(data), root, 0)
 
@@ -211,7 +217,7 @@ class PrefixCache:
             lease._require_live()
             num_tokens = (len(lease._data) + len(data)) // TOKEN_BYTES
             needed = -(-num_tokens // self.page_size) - lease._published - len(lease._own)
-            pages = self._allocate(lease.id, needed) if needed > 0 else None
+            pages = self._allocate(needed) if needed > 0 else None
             if data:
                 if not isinstance(lease._data, bytearray):
                     lease._data = bytearray(lease._data)
@@ -220,21 +226,21 @@ class PrefixCache:
                 lease._own += pages
                 if lease._path is not None:
                     lease._path = lease._path + pages  # a new array: whoever views the old one keeps it
-                self._num_leased += len(pages)
+                self._num_leased += needed
+                lease._node.account.num_leased += needed
                 self._tick += 1
                 if self._on_event is not None:
                     self._on_event(Reserved(self._tick, lease.id, pages))
 
-    def _allocate(self, owner: int, num_pages: int) -> array[int]:
-        missing = num_pages - self._pool.num_free
+    def _allocate(self, num_pages: int) -> array[int]:
+        """Free pages, or else the policy's victims; locked pages that no lease uses are unlocked first."""
+        missing = num_pages - self._allocator.pool.num_free
         if missing > 0:
             if missing > self._tree.num_evictable:
                 evictable = self._tree.num_pages - self._count_used()
-                if missing > evictable:
-                    raise PoolExhausted(num_pages, self._pool.num_free, evictable, self._num_leased)
+                self._allocator.require(num_pages, evictable, self._num_leased)
             self._narrow()
-            self._evict(missing)
-        return self._pool.allocate(num_pages, owner)
+        return self._allocator.allocate(num_pages)
 
     def _narrow(self) -> None:
         """Split locked edges behind the last page their leases use, so that the rest is evicted in its turn.
@@ -244,7 +250,7 @@ class PrefixCache:
         """
         for lease in self._wide.values():
             node, used = self._tree.climb(lease._node, lease._num_used)
-            self._move_lock(lease, self._tree.settle(node, used, node.tick))
+            self._move_lock(lease, self._tree.end_at(node, used))
         self._wide.clear()
 
     def _count_used(self) -> int:
@@ -259,22 +265,11 @@ class PrefixCache:
                 above = above.parent
         return sum(used - node.start for node, used in ends.items())
 
-    def _evict(self, num_pages: int) -> int:
-        taken = 0
-        while taken < num_pages:
-            leaf = self._policy.victim()
-            if leaf is None:
-                break
-            tick, namespace = leaf.tick, leaf.namespace
-            pages = self._tree.trim(leaf, num_pages - taken)
-            self._pool.free(pages, TREE)
-            taken += len(pages)
-            self._evicted_pages += len(pages)
-            self._tick += 1
-            if self._on_event is not None:
-                start = leaf.end if leaf.alive else leaf.start
-                self._on_event(Evicted(self._tick, namespace, start, pages, tick))
-        return taken
+    def _evicted(self, account: Account, start: int, pages: array[int], last_tick: int) -> None:
+        self._evicted_pages += len(pages)
+        self._tick += 1
+        if self._on_event is not None:
+            self._on_event(Evicted(self._tick, account.key, start, pages, last_tick))
 
     def _commit(self, lease: Lease, num_tokens: int) -> int:
         num_tokens = as_count("num_tokens", num_tokens)
@@ -294,12 +289,12 @@ class PrefixCache:
             self._tick += 1
             own_locks = 1 if node is lease._node else 0
             done = self._tree.insert(node, position, tail, lease._own[:num_new], self._tick, own_locks)
-            duplicates, fresh = lease._own[: done.num_duplicate], lease._own[done.num_duplicate : num_new]
-            self._pool.transfer(fresh, lease.id, TREE)
-            if duplicates:
-                self._pool.free(duplicates, lease.id)
+            fresh = lease._own[done.num_duplicate : num_new]
+            if done.num_duplicate:
+                self._allocator.pool.free(lease._own[: done.num_duplicate])
                 lease._path = None
             self._num_leased -= num_new
+            done.node.account.num_leased -= num_new
             del lease._own[:num_new]
             lease._published = whole
             lease._partial_page, lease.partial_tokens = -1, 0
@@ -324,19 +319,35 @@ class PrefixCache:
             self._tick += 1
             node, position = self._tree.climb(lease._node, lease._published)
             if node.parent is not None:
-                node = self._tree.settle(node, position, self._tick)
+                time_s = self._clock()
+                node = self._tree.settle(node, position, self._tick, time_s)
+                if self._allocator.policy.learns:
+                    node.mark = self._allocator.policy.ended(self._ended(lease, time_s))
             self._move_lock(lease, node)
             if lease._cursor is not None:
                 lease._cursor._rest(node, lease._published)
             self._tree.unlock(node)
             own = lease._own
             if own:
-                self._pool.free(own, lease.id)
+                self._allocator.pool.free(own)
                 self._num_leased -= len(own)
+                node.account.num_leased -= len(own)
             lease._released = True
             if self._on_event is not None:
                 num_tokens = len(lease._data) // TOKEN_BYTES
                 self._on_event(Released(self._tick, lease.namespace, lease.id, num_tokens, len(own)))
+
+    def _ended(self, lease: Lease, time_s: float) -> Ended:
+        return Ended(
+            self._tick,
+            time_s,
+            lease.namespace,
+            lease._tag,
+            lease._data,
+            lease._published,
+            lease._num_found,
+            lease._continued,
+        )
 
     def _path_pages(self, lease: Lease) -> array[int]:
         with self._lock:
@@ -353,7 +364,7 @@ class PrefixCache:
         num_pages = as_count("num_pages", num_pages)
         with self._lock:
             self._narrow()
-            return self._evict(min(num_pages, self._tree.num_evictable))
+            return self._allocator.evict(min(num_pages, self._tree.num_evictable))
 
     def remove(self, tokens: TokenInput = (), namespace: str | Namespace = "") -> Removal:
         """Forget every cached page that continues `tokens`; what leases hold stays and is counted.
@@ -375,11 +386,20 @@ class PrefixCache:
     def _remove(self, node: Node, position: int, probe: bytes) -> Removal:
         namespace = node.namespace
         removal = self._tree.remove(node, position, probe)
-        self._pool.free(removal.pages, TREE)
+        self._allocator.pool.free(removal.pages)
         self._tick += 1
         if self._on_event is not None:
             self._on_event(Removed(self._tick, namespace, removal.pages, removal.num_locked))
         return removal
+
+    def set_policy(self, policy: str) -> None:
+        """Evict by another policy from now on; what is cached stays. Cost: O(n log n) of the evictable leaves.
+
+        Raises:
+            ConfigError: no such policy.
+        """
+        with self._lock:
+            self._allocator.set_policy(policy)
 
     def flush(self) -> int:
         """Forget everything in every namespace; returns how many pages stay because leases hold them."""
@@ -395,9 +415,9 @@ class PrefixCache:
         """Counts, all exact. Cost: O(1)."""
         with self._lock:
             return CacheStats(
-                num_pages=self._pool.num_pages,
+                num_pages=self._allocator.pool.num_pages,
                 page_size=self.page_size,
-                num_free=self._pool.num_free,
+                num_free=self._allocator.pool.num_free,
                 num_evictable=self._tree.num_evictable,
                 num_locked=self._tree.num_pages - self._tree.num_evictable,
                 num_leased=self._num_leased,
@@ -418,17 +438,17 @@ class PrefixCache:
     def generation(self, page: int) -> int:
         """How often `page` was freed; a reader compares before and after a copy."""
         with self._lock:
-            return self._pool.generation(page)
+            return self._allocator.pool.generation(page)
 
     def generations(self, pages: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """[n] generations of [n] pages. Cost: O(n)."""
         with self._lock:
-            return self._pool.generations(pages)
+            return self._allocator.pool.generations(pages)
 
     def show(self, *, max_nodes: int = 200) -> str:
         """Draw the tree of every namespace."""
         with self._lock:
-            return self._tree.show(max_nodes=max_nodes)
+            return draw(self._tree, max_nodes)
 
     def check(self) -> None:
         """Recount every invariant of docs/invariants.md. Cost: O(pages + nodes).
@@ -437,43 +457,7 @@ class PrefixCache:
             InvariantError: one is broken.
         """
         with self._lock:
-            self._pool.check()
-            self._tree.check()
-            self._check_owners()
-            self._check_locks()
-
-    def _check_owners(self) -> None:
-        in_tree = sorted(page for node in self._tree.walk() for page in node.pages)
-        if in_tree != self._pool.owned_by(TREE):
-            raise InvariantError("I1", reason="the tree's pages and their owners differ", in_tree=len(in_tree))
-        for lease in self._leases.values():
-            if sorted(lease._own) != self._pool.owned_by(lease.id):
-                raise InvariantError("I1", reason="a lease's pages and their owners differ", lease=lease.id)
-        leased = sum(len(lease._own) for lease in self._leases.values())
-        total = self._pool.num_free + self._tree.num_pages + leased
-        if (
-            leased != self._num_leased
-            or total != self._pool.num_pages
-            or self._pool.num_free != len(self._pool.owned_by(FREE))
-        ):
-            raise InvariantError("I4", leased=leased, kept=self._num_leased, total=total)
-
-    def _check_locks(self) -> None:
-        held: dict[Node, int] = {}
-        for lease in self._leases.values():
-            held[lease._node] = held.get(lease._node, 0) + 1
-            if not lease._node.alive or self._tree.climb(lease._node, lease._num_used)[1] != lease._num_used:
-                raise InvariantError("I7", lease=lease.id, reason="its lock does not cover the pages it uses")
-        evictable_leaves = 0
-        for node in self._tree.walk():
-            if node.lock_count != held.pop(node, 0):
-                raise InvariantError("I7", node=node)
-            leaf = node.parent is not None and node.children is None and node.lock_count == 0
-            evictable_leaves += leaf
-            if leaf != (node in self._policy):
-                raise InvariantError("I5", node=node, evictable=leaf)
-        if held or evictable_leaves != len(self._policy):
-            raise InvariantError("I5", strays=len(held), leaves=evictable_leaves, ordered=len(self._policy))
+            check_cache(self._allocator, tuple(self._leases.values()), self._num_leased)
 
     def namespace_key(self, namespace: str | Namespace) -> bytes:
         """The key of a namespace here: text is a salt beside this cache's own fingerprint.
@@ -482,7 +466,7 @@ class PrefixCache:
             NamespaceError: unusable.
         """
         if isinstance(namespace, str):
-            return Namespace(namespace, self.fingerprint).key
+            return namespace_key(namespace, self.fingerprint)
         if isinstance(namespace, Namespace):
             return namespace.key
         raise NamespaceError(namespace, "expected text or a Namespace")

@@ -8,7 +8,7 @@
     ├── ConfigError (ValueError)         a setting has a value it cannot have
     ├── CacheError
     │   ├── PoolExhausted                no page is free or evictable
-    │   ├── PageError                    a page id was freed twice, or by who does not own it
+    │   ├── PageError                    a page was freed that nobody uses: twice, say
     │   ├── LeaseError
     │   │   ├── LeaseReleased            used or released after its release
     │   │   ├── CursorBusy               a cursor was used beside the live lease over it
@@ -147,15 +147,10 @@ class PoolExhausted(CacheError):
 
 
 class PageError(CacheError):
-    """A page was freed or moved by someone who does not own it."""
+    """A page was freed that nobody uses."""
 
-    def __init__(self, page: int, owner: int, claimed: int) -> None:
-        super().__init__(
-            f"page {page} is owned by {owner}, not by {claimed}; a page is freed once, by its owner",
-            page=page,
-            owner=owner,
-            claimed=claimed,
-        )
+    def __init__(self, page: int) -> None:
+        super().__init__(f"page {page} is not in use; a page is freed once, by who uses it", page=page)
 
 
 class LeaseError(CacheError):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from radixkv.errors import ConfigError, CursorBusy, LeaseReleased
 from radixkv.node import Node
-from radixkv.tokens import TOKEN_BYTES, TokenInput, Tokens, as_count, token_bytes
+from radixkv.prefix import TOKEN_BYTES
+from radixkv.tokens import TokenInput, Tokens, as_count, token_bytes
 from radixkv.tree import Match
 
 if TYPE_CHECKING:
@@ -36,14 +37,17 @@ class Lease:
 
     __slots__ = (
         "_cache",
+        "_continued",
         "_cursor",
         "_data",
         "_node",
+        "_num_found",
         "_own",
         "_partial_page",
         "_path",
         "_published",
         "_released",
+        "_tag",
         "id",
         "namespace",
         "num_matched",
@@ -60,6 +64,7 @@ class Lease:
         data: bytes | bytearray,
         found: Match,
         cursor: Cursor | None,
+        tag: int,
     ) -> None:
         self._cache = cache
         self.id = lease_id
@@ -67,7 +72,10 @@ class Lease:
         self.namespace = namespace
         self._data = data  # the sequence: the prompt and what was appended, int32 bytes
         self._node = found.partial_node  # holds this lease's one lock
-        self._published = found.num_pages  # leading pages that are in the tree
+        self._published = self._num_found = found.num_pages  # leading pages that are in the tree
+        # the match ends with the pages of an earlier request
+        self._continued = found.node.children is None and found.num_pages == found.node.end
+        self._tag = tag
         self._partial_page = found.partial_page
         self.partial_tokens = found.partial_tokens
         self.num_matched = found.num_pages * cache.page_size + found.partial_tokens

@@ -13,7 +13,7 @@ from hashlib import blake2b
 
 from radixkv.errors import NamespaceError
 
-__all__ = ["Namespace", "digest_fields"]
+__all__ = ["Namespace", "digest_fields", "namespace_key"]
 
 _MAX_SALT = 1024
 _NOT_TEXT = "salt and fingerprint must be text"
@@ -33,10 +33,15 @@ class Namespace:
     @property
     def key(self) -> bytes:
         """[32] bytes that name this namespace, and nothing else does: a blake2b-256 digest. Cost: 0.1 us once seen."""
-        try:
-            return _key(self.salt, self.fingerprint)
-        except TypeError:  # unhashable, so not text
-            raise NamespaceError(self.salt, _NOT_TEXT) from None
+        return namespace_key(self.salt, self.fingerprint)
+
+
+def namespace_key(salt: str, fingerprint: str) -> bytes:
+    """`Namespace(salt, fingerprint).key`, without making one."""
+    try:
+        return _key(salt, fingerprint)
+    except TypeError:  # unhashable, so not text
+        raise NamespaceError(salt, _NOT_TEXT) from None
 
 
 def digest_fields(*fields: bytes) -> bytes:

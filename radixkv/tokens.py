@@ -21,11 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from radixkv.errors import ConfigError, TokenRangeError, TokenTypeError
+from radixkv.prefix import TOKEN_BYTES
 
-__all__ = ["TOKEN_BYTES", "TokenInput", "Tokens", "as_count", "common_prefix_bytes", "token_bytes"]
-
-TOKEN_BYTES = 4
-"""Bytes of one token id."""
+__all__ = ["TokenInput", "Tokens", "as_count", "token_bytes"]
 
 _SMALL = 8192  # bytes; below this a strided slice beats numpy's call overhead
 
@@ -128,32 +126,6 @@ def as_count(setting: str, value: object) -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise ConfigError(setting, value, "an integer") from None
-
-
-def common_prefix_bytes(left: bytes, offset: int, right: bytes | bytearray) -> int:
-    """Length in bytes of the common prefix of `left[offset:]` and `right`.
-
-    Gallops: doubles a compared run until it differs, then halves into it. Cost: O(prefix), at memcmp speed.
-    """
-    limit = min(len(left) - offset, len(right))
-    low, step = 0, 64
-    while low < limit:
-        high = min(low + step, limit)
-        if not left.startswith(right[low:high], offset + low):
-            break
-        low, step = high, step * 2
-    else:
-        return limit
-    while high - low > 64:
-        middle = (low + high) // 2
-        if left.startswith(right[low:middle], offset + low):
-            low = middle
-        else:
-            high = middle
-    size = high - low
-    here = int.from_bytes(left[offset + low : offset + high], "big")
-    there = int.from_bytes(right[low:high], "big")
-    return low + size - ((here ^ there).bit_length() + 7) // 8
 
 
 def _from_integers(ids: list[int] | tuple[int, ...] | range) -> bytes:

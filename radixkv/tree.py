@@ -26,18 +26,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, final
 
 from sortedcontainers import SortedList
 
 from radixkv.errors import InvariantError
-from radixkv.node import Node
-from radixkv.tokens import TOKEN_BYTES, common_prefix_bytes
+from radixkv.node import Account, Node
+from radixkv.prefix import TOKEN_BYTES, common_prefix_bytes
 
 __all__ = ["Insertion", "LeafOrder", "Match", "RadixTree", "Removal"]
 
-_WIDE = 16  # children; from here on their keys are also kept sorted, for the neighbour search
+_WIDE: Final = 16  # children; from here on their keys are also kept sorted, for the neighbour search
 
 
 class LeafOrder(Protocol):
@@ -50,8 +49,9 @@ class LeafOrder(Protocol):
         """`leaf` may not be evicted any more."""
 
 
-class Match(NamedTuple):
-    """Where the longest cached prefix ends. A NamedTuple: a third of a frozen dataclass's cost on the hottest call.
+@final
+class Match:
+    """Where the longest cached prefix ends. Never changed once made.
 
     Attributes:
         node: the node it ends in; the root when nothing matched.
@@ -61,33 +61,40 @@ class Match(NamedTuple):
         partial_node: the node that holds `partial_page`; `node` when there is none.
     """
 
-    node: Node
-    num_pages: int
-    partial_page: int
-    partial_tokens: int
-    partial_node: Node
+    __slots__ = ("node", "num_pages", "partial_node", "partial_page", "partial_tokens")
+
+    def __init__(self, node: Node, num_pages: int, partial_page: int, partial_tokens: int, partial_node: Node) -> None:
+        self.node = node
+        self.num_pages = num_pages
+        self.partial_page = partial_page
+        self.partial_tokens = partial_tokens
+        self.partial_node = partial_node
 
 
-class Insertion(NamedTuple):
-    """What an insert did.
+@final
+class Insertion:
+    """What an insert did. Never changed once made.
 
     Attributes:
         node: the node that now ends exactly where the inserted tokens end.
         num_duplicate: leading pages that the tree had already; the caller keeps those it handed in.
     """
 
-    node: Node
-    num_duplicate: int
+    __slots__ = ("node", "num_duplicate")
+
+    def __init__(self, node: Node, num_duplicate: int) -> None:
+        self.node = node
+        self.num_duplicate = num_duplicate
 
 
-@dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(NamedTuple):
     """What `remove` did: the pages that left the tree, and how many stay because leases hold them."""
 
     pages: array[int]
     num_locked: int
 
 
+@final
 class RadixTree:
     """Namespaced radix trees over pages of `page_size` tokens.
 
@@ -98,17 +105,20 @@ class RadixTree:
         order: told of every leaf that becomes, or stops being, evictable.
 
     Attributes:
+        merges: a leaf that requests have ended on may still grow in place. Off, every node is a run of pages with one
+            history, which is what policies want that look at more than recency.
         num_pages: pages in the tree.
         num_evictable: pages with no lease at or below them. The others are locked.
         num_nodes: nodes, roots not counted.
     """
 
-    __slots__ = ("_order", "_page_bytes", "num_evictable", "num_nodes", "num_pages", "page_size", "roots")
+    __slots__ = ("_page_bytes", "merges", "num_evictable", "num_nodes", "num_pages", "order", "page_size", "roots")
 
     def __init__(self, page_size: int, order: LeafOrder) -> None:
         self.page_size = page_size
         self._page_bytes = page_size * TOKEN_BYTES
-        self._order = order
+        self.order = order
+        self.merges = True
         self.roots: dict[bytes, Node] = {}
         self.num_pages = 0
         self.num_evictable = 0
@@ -120,7 +130,7 @@ class RadixTree:
         """The root of a namespace, made where it does not exist yet."""
         root = self.roots.get(namespace)
         if root is None:
-            root = self.roots[namespace] = Node(namespace, None, 0, bytearray(), array("i"))
+            root = self.roots[namespace] = Node(Account(namespace), None, 0, bytearray(), array("i"))
         return root
 
     def match(self, node: Node, position: int, tail: bytes) -> Match:
@@ -168,6 +178,9 @@ class RadixTree:
 
         In a sorted list the longest common prefix with any entry is with a neighbour of the insertion point.
         """
+        end = node.start + len(node.pages)
+        if self.page_size == 1:
+            return Match(node, end, -1, 0, node)
         probe = tail[offset : offset + self._page_bytes]
         best, best_key = 0, b""
         assert node.children is not None
@@ -180,7 +193,6 @@ class RadixTree:
             common = common_prefix_bytes(probe, 0, key) // TOKEN_BYTES
             if common > best:
                 best, best_key = common, key
-        end = node.start + len(node.pages)
         if best == 0:
             return Match(node, end, -1, 0, node)
         child = node.children[best_key]
@@ -197,7 +209,7 @@ class RadixTree:
         while not node.alive:
             position = min(position, node.start)
             if node.parent is None:
-                return self.root(node.namespace), 0
+                return self.root(node.account.key), 0
             node = node.parent
         position = min(position, node.start + len(node.pages))
         while position <= node.start and node.parent is not None:
@@ -234,26 +246,40 @@ class RadixTree:
             tick: when.
             own_locks: how many of `node`'s locks are the caller's own (0 or 1); with others it does not grow in place.
         """
-        found = self.match(node, position, tail)
-        start, at, reached = found.node, found.num_pages, found.num_pages - position
-        if at < start.start + len(start.pages):
-            start = self._split(start, at)
-        if reached == len(pages):
-            return Insertion(start, reached)
-        new_key, new_pages = tail[reached * self._page_bytes :], pages[reached:]
+        start, reached, new_key, new_pages = node, 0, tail, pages
+        if node.children is not None or position < node.start + len(node.pages):
+            found = self.match(node, position, tail)
+            start, reached = found.node, found.num_pages - position
+            if found.num_pages < start.start + len(start.pages):
+                start = self._split(start, found.num_pages)
+            if reached == len(pages):
+                return Insertion(start, reached)
+            if reached:
+                new_key, new_pages = tail[reached * self._page_bytes :], pages[reached:]
         self.num_pages += len(new_pages)
-        locks = own_locks if start is node else 0
-        if start.children is None and start.parent is not None and not start.trimmed and start.lock_count == locks:
+        start.account.num_pages += len(new_pages)
+        if start.children is None and self._may_grow(start, own_locks if start is node else 0):
             self._grow(start, new_key, new_pages, tick)
             return Insertion(start, reached)
         return Insertion(self._attach(start, new_key, new_pages, tick), reached)
 
-    def settle(self, node: Node, position: int, tick: int) -> Node:
+    def end_at(self, node: Node, position: int) -> Node:
+        """The node that ends at `position` inside `node`: split there where none does. Cost: O(edge)."""
+        return self._split(node, position) if position < node.start + len(node.pages) else node
+
+    def settle(self, node: Node, position: int, tick: int, time_s: float) -> Node:
         """Record that a request ended at `position` inside `node`: split there, so that only what it used is touched."""
         if position < node.start + len(node.pages):
             node = self._split(node, position)
         node.tick = tick
+        node.time_s = time_s
+        node.uses += 1
         return node
+
+    def _may_grow(self, leaf: Node, own_locks: int) -> bool:
+        return (
+            leaf.parent is not None and not leaf.trimmed and leaf.lock_count == own_locks and (self.merges or leaf.uses == 0)
+        )
 
     def _split(self, node: Node, position: int) -> Node:
         """Cut `node` at `position`; return the new upper half. The lower half stays `node`, with its locks."""
@@ -264,8 +290,8 @@ class RadixTree:
         count = position - node.start
         cut = count * self._page_bytes
         first = bytes(node.key[: self._page_bytes])
-        upper = Node(node.namespace, parent, node.start, node.key[:cut], node.pages[:count])
-        upper.tick = node.tick
+        upper = Node(node.account, parent, node.start, node.key[:cut], node.pages[:count])
+        upper.tick, upper.time_s, upper.born, upper.mark = node.tick, node.time_s, node.born, node.mark
         upper.guard_count = 1 if node.guard_count else 0
         del node.key[:cut]
         del node.pages[:count]
@@ -279,21 +305,23 @@ class RadixTree:
     def _grow(self, node: Node, key: bytes, pages: array[int], tick: int) -> None:
         node.key += key
         node.pages += pages
-        if node.guard_count == 0:
-            self._order.discard(node)
+        free = node.guard_count == 0
+        if free:
+            self.order.discard(node)
             self.num_evictable += len(pages)
-        node.tick = tick
-        if node.guard_count == 0:
-            self._order.add(node)
+            node.account.num_evictable += len(pages)
+        node.tick = node.born = tick
+        if free:
+            self.order.add(node)
 
     def _attach(self, parent: Node, key: bytes, pages: array[int], tick: int) -> Node:
-        node = Node(parent.namespace, parent, parent.start + len(parent.pages), bytearray(key), pages)
-        node.tick = tick
+        node = Node(parent.account, parent, parent.start + len(parent.pages), bytearray(key), pages)
+        node.tick = node.born = tick
         first = key[: self._page_bytes]
         if parent.children is None:
             parent.children = {first: node}
             if parent.parent is not None and parent.lock_count == 0:
-                self._order.discard(parent)
+                self.order.discard(parent)
         else:
             parent.children[first] = node
             if parent.ordered is not None:
@@ -302,7 +330,8 @@ class RadixTree:
                 parent.ordered = SortedList(parent.children)
         self.num_nodes += 1
         self.num_evictable += len(pages)
-        self._order.add(node)
+        node.account.num_evictable += len(pages)
+        self.order.add(node)
         return node
 
     # -- lock ---------------------------------------------------------------------------------------------------------
@@ -313,13 +342,15 @@ class RadixTree:
         if node.lock_count > 1:
             return
         if node.children is None and node.parent is not None:
-            self._order.discard(node)
+            self.order.discard(node)
         above: Node | None = node
         while above is not None:
             above.guard_count += 1
             if above.guard_count > 1:
                 return
-            self.num_evictable -= len(above.pages)
+            num_pages = len(above.pages)
+            self.num_evictable -= num_pages
+            above.account.num_evictable -= num_pages
             above = above.parent
 
     def unlock(self, node: Node) -> None:
@@ -333,7 +364,9 @@ class RadixTree:
             above.guard_count -= 1
             if above.guard_count > 0:
                 break
-            self.num_evictable += len(above.pages)
+            num_pages = len(above.pages)
+            self.num_evictable += num_pages
+            above.account.num_evictable += num_pages
             above = above.parent
         if node.children is None:
             self._leaf_free(node)
@@ -357,6 +390,8 @@ class RadixTree:
             leaf.trimmed = True
         self.num_pages -= len(pages)
         self.num_evictable -= len(pages)
+        leaf.account.num_pages -= len(pages)
+        leaf.account.num_evictable -= len(pages)
         return pages
 
     def remove(self, node: Node, position: int, probe: bytes = b"") -> Removal:
@@ -385,13 +420,15 @@ class RadixTree:
         parent = leaf.parent
         assert parent is not None and parent.children is not None
         first = bytes(leaf.key[: self._page_bytes])
-        self._order.discard(leaf)
+        self.order.discard(leaf)
         del parent.children[first]
         if parent.ordered is not None:
             parent.ordered.remove(first)
         leaf.alive = False
         self.num_nodes -= 1
-        parent.tick = max(parent.tick, leaf.tick)
+        parent.uses += leaf.uses
+        if leaf.tick > parent.tick:
+            parent.tick, parent.time_s, parent.mark = leaf.tick, leaf.time_s, leaf.mark
         if not parent.children:
             parent.children = None
             parent.ordered = None
@@ -401,10 +438,10 @@ class RadixTree:
     def _leaf_free(self, node: Node) -> None:
         """`node` has no children and no locks any more: it may be evicted, or, as a root, forgotten."""
         if node.parent is not None:
-            self._order.add(node)
+            self.order.add(node)
         else:
             node.alive = False
-            del self.roots[node.namespace]
+            del self.roots[node.account.key]
 
     # -- look at ------------------------------------------------------------------------------------------------------
 
@@ -417,44 +454,26 @@ class RadixTree:
             if node.children is not None:
                 stack.extend(node.children.values())
 
-    def show(self, *, max_nodes: int = 200) -> str:
-        """Draw the tree, one node a line: its tokens' count and head, its pages, its locks."""
-        lines: list[str] = []
-        for name, root in self.roots.items():
-            lines.append(f"namespace {name.hex()[:12] or 'default'}")
-            stack: list[tuple[Node, str, bool]] = []
-            _push_children(stack, root, "")
-            while stack and len(lines) < max_nodes:
-                node, indent, last = stack.pop()
-                lines.append(f"{indent}{'└─' if last else '├─'} {self._describe(node)}")
-                _push_children(stack, node, indent + ("   " if last else "│  "))
-            if stack:
-                lines.append(f"... {self.num_nodes} nodes in all")
-        return "\n".join(lines) or "(empty)"
-
-    def _describe(self, node: Node) -> str:
-        head = memoryview(node.key).cast("i")[:4].tolist()
-        ids = ",".join(map(str, head)) + (",…" if len(node.key) > 4 * TOKEN_BYTES else "")
-        pages = node.pages.tolist()
-        shown = str(pages) if len(pages) <= 6 else f"[{', '.join(map(str, pages[:5]))}, … {len(pages)}]"
-        lock = f" locks {node.lock_count}" if node.lock_count else ""
-        return f"{len(pages) * self.page_size} tokens ({ids}) pages {shown} tick {node.tick}{lock}"
-
     def check(self) -> None:
         """Recount everything and compare. Cost: O(tree).
 
         Raises:
             InvariantError: I2, I3, I4, I7 or I8 (docs/invariants.md) is broken.
         """
+        num_pages = num_evictable = num_nodes = 0
         for name, root in self.roots.items():
             if root.namespace != name or root.parent is not None or not root.alive:
                 raise InvariantError("I8", root=root, namespace=name)
-        num_pages = num_evictable = num_nodes = 0
-        for node in self.walk():
-            num_pages += len(node.pages)
-            num_evictable += 0 if node.guard_count else len(node.pages)
-            num_nodes += node.parent is not None
-            self._check_node(node)
+            pages = evictable = 0
+            for node in self.walk(root):
+                self._check_node(node)
+                pages += len(node.pages)
+                evictable += 0 if node.guard_count else len(node.pages)
+                num_nodes += node.parent is not None
+            if (pages, evictable) != (root.account.num_pages, root.account.num_evictable):
+                raise InvariantError("I4", namespace=name, pages=pages, evictable=evictable)
+            num_pages += pages
+            num_evictable += evictable
         counted = {"num_pages": num_pages, "num_evictable": num_evictable, "num_nodes": num_nodes}
         kept = {"num_pages": self.num_pages, "num_evictable": self.num_evictable, "num_nodes": self.num_nodes}
         if counted != kept:
@@ -469,15 +488,10 @@ class RadixTree:
         for first, child in (children or {}).items():
             if first != child.key[: self._page_bytes] or child.parent is not node or child.start != node.end:
                 raise InvariantError("I3", node=node, child=child)
-            if not child.alive or child.namespace != node.namespace:
+            if not child.alive or child.account is not node.account:
                 raise InvariantError("I8", node=node, child=child)
         if node.ordered is not None and list(node.ordered) != sorted(children or {}):
             raise InvariantError("I3", node=node, reason="sorted keys differ from children")
         guards = sum(child.guard_count > 0 for child in (children or {}).values()) + (node.lock_count > 0)
         if node.guard_count != guards or node.lock_count < 0:
             raise InvariantError("I7", node=node, guard_count=node.guard_count, counted=guards)
-
-
-def _push_children(stack: list[tuple[Node, str, bool]], node: Node, indent: str) -> None:
-    children = list((node.children or {}).values())
-    stack.extend((child, indent, index == 0) for index, child in enumerate(reversed(children)))

@@ -19,7 +19,6 @@ from radixkv.errors import ConfigError, CursorBusy, LeaseReleased, PoolExhausted
 from radixkv.events import Evicted, Looked, Released, Removed, Reserved, Stored
 from radixkv.lease import Cursor, Lease
 from radixkv.namespace import Namespace
-from radixkv.pages import FREE, TREE
 from radixkv.tree import RadixTree
 
 Ids = tuple[int, ...]
@@ -246,9 +245,8 @@ class Replayer:
         self.free.update(event.pages)
 
     def check(self, cache: PrefixCache) -> None:
-        pool, size = cache._pool, self.page_size
-        assert sorted(self.free) == pool.owned_by(FREE)
-        assert sorted(self.tree) == pool.owned_by(TREE)
+        size = self.page_size
+        assert sorted(self.free) == cache._allocator.pool.free_pages()
         assert {lease.id: lease._own.tolist() for lease in cache.leases()} == self.leased
         told = {page: (name, len(ids) // size - 1, ids[-size:]) for (name, ids), page in resident(cache).items()}
         assert self.tree == told

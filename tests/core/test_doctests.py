@@ -5,7 +5,22 @@ import importlib
 
 import pytest
 
-CORE = ("tokens", "node", "tree", "pages", "policies", "events", "namespace", "lease", "cache", "errors")
+CORE = (
+    "tokens",
+    "prefix",
+    "node",
+    "tree",
+    "pages",
+    "policies",
+    "allocator",
+    "check",
+    "drawing",
+    "events",
+    "namespace",
+    "lease",
+    "cache",
+    "errors",
+)
 
 
 @pytest.mark.parametrize("name", CORE)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import radixkv.cache
+import radixkv.check
 import radixkv.pages
 import radixkv.tree
 
@@ -17,7 +17,7 @@ TEXT = (ROOT / "docs" / "invariants.md").read_text("utf-8")
 PARTS = {found[1]: found[2] for found in re.finditer(r"\*\*(I\d+)\. (.*?)(?=\n\*\*I\d|\Z)", TEXT, re.DOTALL)}
 OWNERS = {
     "PagePool": radixkv.pages.PagePool,
-    "PrefixCache": radixkv.cache.PrefixCache,
+    "check_cache": radixkv.check,
     "RadixTree": radixkv.tree.RadixTree,
 }
 

@@ -113,5 +113,5 @@ def test_200_000_operations_leak_no_page_no_node_and_no_root():
     stats = cache.stats()
     assert (stats.num_free, stats.num_nodes, stats.num_leases, stats.num_namespaces) == (NUM_PAGES, 0, 0, 0)
     assert not cache._tree.roots
-    assert len(cache._policy) == 0
-    assert sorted(cache._pool._free) == list(range(NUM_PAGES))
+    assert len(cache._allocator.policy) == 0
+    assert sorted(cache._allocator.pool._free) == list(range(NUM_PAGES))

@@ -12,7 +12,8 @@ import torch
 from hypothesis import example, given
 
 from radixkv.errors import TokenError, TokenRangeError, TokenTypeError
-from radixkv.tokens import TOKEN_BYTES, Tokens, common_prefix_bytes, token_bytes
+from radixkv.prefix import TOKEN_BYTES, common_prefix_bytes
+from radixkv.tokens import Tokens, token_bytes
 
 LARGEST = 2**31 - 1
 IDS = [0, 1, 7, 65535, 2]

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 import radixkv.tree
+from radixkv.drawing import draw
 from radixkv.errors import InvariantError
+from radixkv.node import Account
 from radixkv.policies import Lru
-from radixkv.tokens import common_prefix_bytes, token_bytes
+from radixkv.prefix import common_prefix_bytes
+from radixkv.tokens import token_bytes
 from radixkv.tree import RadixTree
 
 NS = b"\x01" * 32
@@ -22,7 +25,7 @@ class Forest:
     """A tree, with pages counted up and tokens for bytes."""
 
     def __init__(self, page_size: int) -> None:
-        self.policy = Lru()
+        self.policy = Lru(99)
         self.tree = RadixTree(page_size, self.policy)
         self.tick = self.next_page = 0
 
@@ -95,11 +98,11 @@ def test_a_match_is_the_longest_cached_run_and_may_end_inside_a_page(drawn):
 
 
 def test_a_match_changes_nothing(drawn):
-    before, text = drawn.structure(), drawn.tree.show()
+    before, text = drawn.structure(), draw(drawn.tree, 200)
     for query in ("", "z", "a", "abcd", "abcdef", "abcdefghijkl", "abcXabcYabcX", "abcdefghijklzzzz"):
         drawn.match(sequence(query))
         assert drawn.structure() == before
-        assert drawn.tree.show() == text
+        assert draw(drawn.tree, 200) == text
     drawn.tree.check()
 
 
@@ -309,7 +312,7 @@ def test_a_split_keeps_locks_and_cursors_where_they_end():
     node = forest.insert([1, 2, 3, 4]).node
     forest.tree.lock(node)
     forest.tree.lock(node)
-    upper = forest.tree.settle(node, 2, tick=9)
+    upper = forest.tree.settle(node, 2, 9, 0.0)
     assert (upper.pages.tolist(), upper.start, upper.end, upper.tick) == ([0, 1], 0, 2, 9)
     assert (node.pages.tolist(), node.start, node.end) == ([2, 3], 2, 4)
     assert node.parent is upper
@@ -495,13 +498,13 @@ def test_one_namespace_never_sees_another(drawn):
 
 def test_show_draws_the_tree():
     forest = Forest(2)
-    assert forest.tree.show() == "(empty)"
+    assert draw(forest.tree, 200) == "(empty)"
     forest.insert(list(range(1, 9)))
     forest.insert([1, 2, 3, 4, 50, 60])
     forest.insert([9, 9])
     forest.tree.lock(forest.match([9, 9]).node)
     forest.insert(list(range(100, 120)), OTHER)
-    assert forest.tree.show() == (
+    assert draw(forest.tree, 200) == (
         "namespace 010101010101\n"
         "├─ 4 tokens (1,2,3,4) pages [0, 1] tick 1\n"
         "│  ├─ 4 tokens (5,6,7,8) pages [2, 3] tick 1\n"
@@ -516,7 +519,7 @@ def test_show_of_a_large_tree_says_how_much_it_left_out():
     forest = Forest(1)
     for first in range(300):
         forest.insert([first])
-    lines = forest.tree.show(max_nodes=50).splitlines()
+    lines = draw(forest.tree, 50).splitlines()
     assert len(lines) <= 52
     assert lines[-1] == "... 300 nodes in all"
 
@@ -534,10 +537,11 @@ def test_check_names_the_invariant_that_is_broken(drawn):
         (lambda: node.key.extend(b"1234"), lambda: node.key.__delitem__(slice(-4, None)), "I2"),
         (lambda: node.pages.append(9), node.pages.pop, "I2"),
         (lambda: setattr(node, "start", 3), lambda: setattr(node, "start", 0), "I3"),
-        (lambda: setattr(node, "namespace", OTHER), lambda: setattr(node, "namespace", NS), "I8"),
+        (lambda: setattr(node, "account", Account(NS)), lambda: setattr(node, "account", tree.roots[NS].account), "I8"),
         (lambda: setattr(node, "lock_count", 1), lambda: setattr(node, "lock_count", 0), "I7"),
         (lambda: setattr(node, "guard_count", 1), lambda: setattr(node, "guard_count", 0), "I7"),
-        (lambda: setattr(tree.roots[NS], "namespace", OTHER), lambda: setattr(tree.roots[NS], "namespace", NS), "I8"),
+        (lambda: setattr(tree.roots[NS].account, "key", OTHER), lambda: setattr(tree.roots[NS].account, "key", NS), "I8"),
+        (lambda: setattr(node.account, "num_pages", 1), lambda: setattr(node.account, "num_pages", 6), "I4"),
         (lambda: setattr(tree, "num_pages", 1), lambda: setattr(tree, "num_pages", 6), "I4"),
         (lambda: setattr(tree, "num_evictable", 1), lambda: setattr(tree, "num_evictable", 6), "I4"),
         (lambda: setattr(tree, "num_nodes", 1), lambda: setattr(tree, "num_nodes", 4), "I4"),

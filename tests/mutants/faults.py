@@ -46,18 +46,20 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
             "upper.lock_count, node.lock_count = node.lock_count, 0; node.guard_count = 0; del node.key[:cut]",
         ),
     ),
-    "duplicate pages leak": (Edit(PrefixCache, "_commit", "self._pool.free(duplicates, lease.id)", "pass"),),
+    "duplicate pages leak": (
+        Edit(PrefixCache, "_commit", "self._allocator.pool.free(lease._own[: done.num_duplicate])", "pass"),
+    ),
     "duplicates are not renamed": (Edit(PrefixCache, "_commit", "lease._path = None", "pass"),),
     "an inner node is evicted": (
         Edit(RadixTree, "unlock", "if node.children is None:", "if True:"),
         _TRIM_CHECKS_NOTHING,
     ),
     "a leaf that got a child stays in the order": (
-        Edit(RadixTree, "_attach", "self._order.discard(parent)", "pass"),
+        Edit(RadixTree, "_attach", "self.order.discard(parent)", "pass"),
         _TRIM_CHECKS_NOTHING,
     ),
     "a leased page is evicted": (
-        Edit(RadixTree, "lock", "self._order.discard(node)", "pass"),
+        Edit(RadixTree, "lock", "self.order.discard(node)", "pass"),
         _TRIM_CHECKS_NOTHING,
     ),
     "the page to copy from is not locked": (
@@ -74,17 +76,17 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
         Edit(RadixTree, "_attach", "first = key[: self._page_bytes]", "first = key[:4]"),
         Edit(RadixTree, "_detach", "first = bytes(leaf.key[: self._page_bytes])", "first = bytes(leaf.key[:4])"),
     ),
-    "a leaf grows under another's lock": (Edit(RadixTree, "insert", "start.lock_count == locks", "True"),),
-    "a trimmed leaf grows again": (Edit(RadixTree, "insert", "and not start.trimmed", ""),),
+    "a leaf grows under another's lock": (Edit(RadixTree, "_may_grow", "leaf.lock_count == own_locks", "True"),),
+    "a trimmed leaf grows again": (Edit(RadixTree, "_may_grow", "and not leaf.trimmed", ""),),
     "a parent does not learn of its children's uses": (
-        Edit(RadixTree, "_detach", "parent.tick = max(parent.tick, leaf.tick)", "pass"),
+        Edit(RadixTree, "_detach", "if leaf.tick > parent.tick:", "if False:"),
     ),
-    "unlock forgets to count pages evictable": (
-        Edit(RadixTree, "unlock", "self.num_evictable += len(above.pages)", "pass"),
-    ),
+    "unlock forgets to count pages evictable": (Edit(RadixTree, "unlock", "self.num_evictable += num_pages", "pass"),),
     "unlock forgets to put the leaf back in order": (Edit(RadixTree, "unlock", "self._leaf_free(node)", "pass"),),
     "the salt is ignored": (
-        Edit(PrefixCache, "namespace_key", "Namespace(namespace, self.fingerprint)", "Namespace('', self.fingerprint)"),
+        Edit(
+            PrefixCache, "namespace_key", "namespace_key(namespace, self.fingerprint)", "namespace_key('', self.fingerprint)"
+        ),
     ),
     "the fingerprint is ignored": (Edit(PrefixCache, "namespace_key", "return namespace.key", "return Namespace('').key"),),
     "a cursor trusts a node that left": (Edit(RadixTree, "climb", "position = min(position, node.start)", "pass"),),
@@ -100,18 +102,20 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
         ),
     ),
     "pages are evicted before it is sure that they suffice": (
-        Edit(PrefixCache, "_allocate", "raise PoolExhausted(", "self._evict(missing); raise PoolExhausted("),
+        Edit(
+            PrefixCache, "_allocate", "self._allocator.require(", "self._allocator.evict(missing); self._allocator.require("
+        ),
     ),
     "a match inside an edge locks all of it": (Edit(PrefixCache, "_narrow", "self._wide.values()", "()"),),
     "a release touches pages it did not use": (
-        Edit(PrefixCache, "_release", "node = self._tree.settle(node, position, self._tick)", "node.tick = self._tick"),
+        Edit(
+            PrefixCache, "_release", "node = self._tree.settle(node, position, self._tick, time_s)", "node.tick = self._tick"
+        ),
     ),
-    "a release keeps its unpublished pages": (Edit(PrefixCache, "_release", "self._pool.free(own, lease.id)", "pass"),),
-    "a late leaf counts as the newest": (
-        Edit(TickQueue, "add", "not recent or leaf.tick >= next(reversed(recent.values()))", "True"),
-    ),
+    "a release keeps its unpublished pages": (Edit(PrefixCache, "_release", "self._allocator.pool.free(own)", "pass"),),
+    "a late leaf counts as the newest": (Edit(TickQueue, "add", "tick >= self._newest", "True"),),
     "the oldest of the late leaves is forgotten": (
-        Edit(TickQueue, "first", "return heap[0][2] if heap and heap[0][0] <= tick else leaf", "return leaf"),
+        Edit(TickQueue, "first", "return leaf if late is None or late.tick > tick else late", "return leaf"),
     ),
     "eviction takes the head of an edge": (
         Edit(RadixTree, "trim", "pages = leaf.pages[keep:]", "pages = leaf.pages[:num_pages]"),
@@ -124,8 +128,8 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
         _TRIM_CHECKS_NOTHING,
     ),
     "remove ignores the tokens after the last whole page": (Edit(RadixTree, "remove", "if first.startswith(probe)", ""),),
-    "a freed page keeps its generation": (Edit(PagePool, "free", "generation[page] += 1", "pass"),),
-    "a root is never forgotten": (Edit(RadixTree, "_leaf_free", "del self.roots[node.namespace]", "pass"),),
+    "a freed page keeps its generation": (Edit(PagePool, "free", "self._step(pages)", "pass"),),
+    "a root is never forgotten": (Edit(RadixTree, "_leaf_free", "del self.roots[node.account.key]", "pass"),),
 }
 
 THREAD_FAULTS: dict[str, tuple[Edit, ...]] = {
