@@ -20,6 +20,13 @@ test: install  ## all tests; fetches the test model once
 	$(BIN)/radixkv model fetch smollm2
 	$(BIN)/python -m pytest $(ARGS)
 
+native: install  ## compile the core in place; `python hatch_build.py --clean` goes back to the source
+	$(BIN)/python hatch_build.py
+
+test-native: native  ## the core's tests against the compiled core
+	$(BIN)/python -m pytest tests/core tests/policies tests/replay $(ARGS); status=$$?; \
+	$(BIN)/python hatch_build.py --clean; exit $$status
+
 check: install  ## lint, format, types, import rules; edits nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,12 +38,22 @@ fix: install  ## let ruff repair what it can
 	$(BIN)/ruff format .
 
 bench: install  ## every benchmark that runs without a GPU, a few minutes each
-	$(BIN)/python -m bench.index.sessions
+	$(BIN)/python -m bench.index
 	$(BIN)/python -m bench.engine.view
 	$(BIN)/python -m bench.engine.chat
 	$(BIN)/python -m bench.engine.repository
 
-clean:  ## remove .venv and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+.venv-rivals/.installed: bench/rivals/requirements.txt
+	$(PYTHON) -m venv .venv-rivals
+	echo '*' > .venv-rivals/.gitignore
+	.venv-rivals/bin/python -m pip install --quiet torch==2.13.0
+	.venv-rivals/bin/python -m pip install --quiet --no-deps -r bench/rivals/requirements.txt
+	touch $@
 
-.PHONY: all install demo test check fix bench clean
+bench-rivals: install .venv-rivals/.installed  ## the index beside SGLang's, vLLM's and Dynamo's, from their wheels: 3 GB, half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.rivals $(ARGS)
+
+clean:  ## remove .venv and caches
+	rm -rf .venv .venv-rivals .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: all install demo test native test-native check fix bench bench-rivals clean

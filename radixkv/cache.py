@@ -18,23 +18,27 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import RLock
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
 
 from radixkv.allocator import Allocator
 from radixkv.check import check_cache
+from radixkv.cover import PathEnd, by_namespace, cover, num_covered
 from radixkv.drawing import draw
 from radixkv.errors import ConfigError, ForeignLease, NamespaceError
-from radixkv.events import EventSink, Evicted, Looked, Released, Removed, Reserved, Stored
+from radixkv.events import EventSink, Evicted, Looked, Pinned, Released, Removed, Reserved, Stored, Unpinned
 from radixkv.lease import Cursor, Lease
 from radixkv.namespace import Namespace, namespace_key
 from radixkv.node import Account, Node
+from radixkv.pins import Pin, PinCost, Pins
 from radixkv.policies import Ended
 from radixkv.prefix import TOKEN_BYTES
+from radixkv.quota import Quota, Quotas, Usage
+from radixkv.retention import Retain, Retention
 from radixkv.tokens import TokenInput, as_count, token_bytes
 from radixkv.tree import Match, Removal
 
@@ -42,7 +46,10 @@ __all__ = ["CacheStats", "PrefixCache"]
 
 
 class CacheStats(NamedTuple):
-    """Where every page is, and what the look-ups found. free + evictable + locked + leased = num_pages."""
+    """Where every page is, and what the look-ups found.
+
+    free + evictable + locked + leased = num_pages; pinned pages are locked ones.
+    """
 
     num_pages: int
     page_size: int
@@ -57,6 +64,7 @@ class CacheStats(NamedTuple):
     lookup_tokens: int
     hit_tokens: int
     evicted_pages: int
+    num_pinned: int
 
     @property
     def hit_rate(self) -> float:
@@ -64,6 +72,7 @@ class CacheStats(NamedTuple):
         return self.hit_tokens / self.lookup_tokens if self.lookup_tokens else 0.0
 
 
+@final
 class PrefixCache:
     """A radix tree of token prefixes over a pool of pages.
 
@@ -72,6 +81,8 @@ class PrefixCache:
         page_size: tokens in a page, >= 1.
         policy: the eviction policy's name, one of `POLICIES`; `set_policy` changes it later.
         fingerprint: of what computes the KV (weights, tokenizer, dtype, layout); part of every namespace.
+        pin_budget_pages: pages that pins may hold, at most half of all; 0: nothing can be pinned.
+        pin_budget_per_owner: pages that the pins of one owner may hold; None: no limit of its own.
         on_event: called with every event, in order, inside the lock.
         clock: seconds, from any start; recency never depends on it, durations do.
 
@@ -88,22 +99,26 @@ class PrefixCache:
 
     def __init__(
         self,
-        num_pages: int,
-        page_size: int = 16,
+        num_pages: SupportsIndex,
+        page_size: SupportsIndex = 16,
         *,
         policy: str = "lru",
         fingerprint: str = "",
+        pin_budget_pages: SupportsIndex = 0,
+        pin_budget_per_owner: SupportsIndex | None = None,
         on_event: EventSink | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        page_size = as_count("page_size", page_size)
-        if page_size < 1:
-            raise ConfigError("page_size", page_size, "at least 1")
-        self.page_size = page_size
+        self.page_size = as_count("page_size", page_size)
+        if self.page_size < 1:
+            raise ConfigError("page_size", self.page_size, "at least 1")
         self.fingerprint = fingerprint
-        self._page_bytes = page_size * TOKEN_BYTES
-        self._allocator = Allocator(num_pages, page_size, policy, self._evicted)
+        self._page_bytes = self.page_size * TOKEN_BYTES
+        self._allocator = Allocator(as_count("num_pages", num_pages), self.page_size, policy, self._evicted, clock)
         self._tree = self._allocator.tree
+        per_owner = None if pin_budget_per_owner is None else as_count("pin_budget_per_owner", pin_budget_per_owner)
+        budget = as_count("pin_budget_pages", pin_budget_pages)
+        self._pins = Pins(budget, per_owner, self._allocator.pool.num_pages)
         self._leases: dict[int, Lease] = {}
         self._wide: dict[int, Lease] = {}  # those whose match ended inside an edge: they lock more of it than they use
         self._on_event = on_event
@@ -121,9 +136,10 @@ class PrefixCache:
         tokens: TokenInput | Cursor,
         namespace: str | Namespace = "",
         *,
-        limit: int | None = None,
+        limit: SupportsIndex | None = None,
         owner: str = "",
         tag: int = 0,
+        retention: Iterable[Retain] = (),
     ) -> Lease:
         """Find the longest cached prefix of `tokens` and lease it.
 
@@ -137,18 +153,19 @@ class PrefixCache:
             owner: whom to name when the lease is asked for by `leases()`.
             tag: an opaque small integer about the request ("the session will continue"), which the policy `auto` may
                 learn from; others ignore it.
+            retention: how much to keep which of its tokens; `Lease.retain` says or changes it later.
 
         Returns:
             Lease, to be released (it is a context manager).
 
         Raises:
             TokenError: unusable ids. NamespaceError: unusable namespace. ForeignLease: another cache's cursor.
-            CursorBusy: a lease over the cursor is live. ConfigError: a limit that is no integer.
+            CursorBusy: a lease over the cursor is live. ConfigError: a limit that is no integer, an unusable retention.
         """
         cursor = tokens if isinstance(tokens, Cursor) else None
         data = b"" if cursor is not None else token_bytes(tokens)
-        if limit is not None:
-            limit = as_count("limit", limit)
+        most = -1 if limit is None else max(as_count("limit", limit), 0)
+        wishes = Retention(retention) if retention else None
         with self._lock:
             if cursor is not None:
                 if cursor._cache is not self:
@@ -160,11 +177,13 @@ class PrefixCache:
             else:
                 key, num_tokens = self.namespace_key(namespace), len(data) // TOKEN_BYTES
                 found = self._tree.match(self._tree.root(key), 0, data)
-            if limit is not None and found.num_pages * self.page_size + found.partial_tokens > limit:
-                found = self._cut(found, max(limit, 0))
+            if limit is not None and found.num_pages * self.page_size + found.partial_tokens > most:
+                found = self._cut(found, most)
             self._tree.lock(found.partial_node)
             lease_id, self._next_lease = self._next_lease, self._next_lease + 1
             lease = Lease(self, lease_id, owner, key, data if cursor is None else cursor._data, found, cursor, tag)
+            if wishes is not None:
+                lease._retention = wishes
             self._leases[lease_id] = lease
             if found.num_pages + (found.partial_page >= 0) < found.partial_node.end:
                 self._wide[lease_id] = lease
@@ -217,7 +236,7 @@ class PrefixCache:
             lease._require_live()
             num_tokens = (len(lease._data) + len(data)) // TOKEN_BYTES
             needed = -(-num_tokens // self.page_size) - lease._published - len(lease._own)
-            pages = self._allocate(needed) if needed > 0 else None
+            pages = self._allocate(needed, lease._node.account) if needed > 0 else None
             if data:
                 if not isinstance(lease._data, bytearray):
                     lease._data = bytearray(lease._data)
@@ -232,15 +251,30 @@ class PrefixCache:
                 if self._on_event is not None:
                     self._on_event(Reserved(self._tick, lease.id, pages))
 
-    def _allocate(self, num_pages: int) -> array[int]:
+    def _allocate(self, num_pages: int, account: Account) -> array[int]:
         """Free pages, or else the policy's victims; locked pages that no lease uses are unlocked first."""
+        if self._allocator.quotas is not None:
+            return self._allocate_within(self._allocator.quotas, num_pages, account)
         missing = num_pages - self._allocator.pool.num_free
         if missing > 0:
             if missing > self._tree.num_evictable:
-                evictable = self._tree.num_pages - self._count_used()
+                evictable = self._tree.num_pages - num_covered(cover(self._ends()))
                 self._allocator.require(num_pages, evictable, self._num_leased)
             self._narrow()
         return self._allocator.allocate(num_pages)
+
+    def _allocate_within(self, quotas: Quotas, num_pages: int, account: Account) -> array[int]:
+        """As `_allocate`, where namespaces have quotas or reservations: its own pages first, where it has too many."""
+        pool = self._allocator.pool
+        claim = quotas.claim(account, num_pages, pool.num_free)
+        if claim.over or claim.missing:
+            if not claim.fits(quotas.room(self._tree, account)):
+                room = quotas.room(self._tree, account, by_namespace(cover(self._ends())))
+                quotas.refuse(account, claim, room, pool.num_free, self._num_leased)
+            self._narrow()
+            self._allocator.evict_of(claim.over, account)
+            self._allocator.evict_for(num_pages - pool.num_free, account)
+        return pool.allocate(num_pages)
 
     def _narrow(self) -> None:
         """Split locked edges behind the last page their leases use, so that the rest is evicted in its turn.
@@ -253,17 +287,11 @@ class PrefixCache:
             self._move_lock(lease, self._tree.end_at(node, used))
         self._wide.clear()
 
-    def _count_used(self) -> int:
-        """Pages of the tree that leases use: what would be locked after `_narrow`. Cost: O(locked nodes)."""
-        ends: dict[Node, int] = {}
-        for lease in self._leases.values():
-            above: Node | None
-            above, used = self._tree.climb(lease._node, lease._num_used)
-            while above is not None and ends.get(above, -1) < used:
-                ends[above] = used
-                used = above.start
-                above = above.parent
-        return sum(used - node.start for node, used in ends.items())
+    def _ends(self) -> list[PathEnd]:
+        """Where the pages that leases and pins use end: what would be locked after `_narrow`. Cost: O(leases + pins)."""
+        ends = [PathEnd(*self._tree.climb(lease._node, lease._num_used)) for lease in self._leases.values()]
+        ends.extend(self._pins.ends())
+        return ends
 
     def _evicted(self, account: Account, start: int, pages: array[int], last_tick: int) -> None:
         self._evicted_pages += len(pages)
@@ -272,7 +300,6 @@ class PrefixCache:
             self._on_event(Evicted(self._tick, account.key, start, pages, last_tick))
 
     def _commit(self, lease: Lease, num_tokens: int) -> int:
-        num_tokens = as_count("num_tokens", num_tokens)
         with self._lock:
             lease._require_live()
             total = len(lease._data) // TOKEN_BYTES
@@ -288,14 +315,15 @@ class PrefixCache:
             node, position = self._tree.climb(lease._node, start)
             self._tick += 1
             own_locks = 1 if node is lease._node else 0
-            done = self._tree.insert(node, position, tail, lease._own[:num_new], self._tick, own_locks)
-            fresh = lease._own[done.num_duplicate : num_new]
+            fresh = lease._own[:num_new]
+            done = self._tree.insert(node, position, tail, fresh, self._tick, own_locks)
+            del lease._own[:num_new]
             if done.num_duplicate:
-                self._allocator.pool.free(lease._own[: done.num_duplicate])
+                self._allocator.pool.free(fresh[: done.num_duplicate])
+                del fresh[: done.num_duplicate]
                 lease._path = None
             self._num_leased -= num_new
             done.node.account.num_leased -= num_new
-            del lease._own[:num_new]
             lease._published = whole
             lease._partial_page, lease.partial_tokens = -1, 0
             self._move_lock(lease, done.node)
@@ -324,6 +352,9 @@ class PrefixCache:
                 if self._allocator.policy.learns:
                     node.mark = self._allocator.policy.ended(self._ended(lease, time_s))
             self._move_lock(lease, node)
+            if lease._retention is not None and node.parent is not None:
+                self._allocator.use_levels()
+                lease._retention.apply(self._tree, node, lease._num_found)
             if lease._cursor is not None:
                 lease._cursor._rest(node, lease._published)
             self._tree.unlock(node)
@@ -344,6 +375,7 @@ class PrefixCache:
             lease.namespace,
             lease._tag,
             lease._data,
+            self.page_size,
             lease._published,
             lease._num_found,
             lease._continued,
@@ -359,12 +391,12 @@ class PrefixCache:
 
     # -- take away ----------------------------------------------------------------------------------------------------
 
-    def evict(self, num_pages: int) -> int:
+    def evict(self, num_pages: SupportsIndex) -> int:
         """Let the policy free up to `num_pages` pages now; returns how many it did. Cost: O(log n) a leaf."""
-        num_pages = as_count("num_pages", num_pages)
+        wanted = as_count("num_pages", num_pages)
         with self._lock:
             self._narrow()
-            return self._allocator.evict(min(num_pages, self._tree.num_evictable))
+            return self._allocator.evict(min(wanted, self._tree.num_evictable))
 
     def remove(self, tokens: TokenInput = (), namespace: str | Namespace = "") -> Removal:
         """Forget every cached page that continues `tokens`; what leases hold stays and is counted.
@@ -409,6 +441,112 @@ class PrefixCache:
                 self._remove(root, 0, b"")
             return self._tree.num_pages
 
+    # -- pins and quotas ----------------------------------------------------------------------------------------------
+
+    def pin(self, tokens: TokenInput, namespace: str | Namespace = "", *, owner: str) -> Pin:
+        """Keep the cached whole pages of `tokens` until the pin is released, whatever else happens.
+
+        Cost: O(T) token compares, O(nodes of all pinned paths), O(edge) for a split.
+
+        Raises:
+            PinError: the cache was made without a pin budget, or nothing of `tokens` is cached.
+            PinBudgetExceeded: the budget, or the owner's, has too few pages left; nothing has changed then.
+        """
+        data = token_bytes(tokens)
+        with self._lock:
+            end = self._pin_end(data, namespace)
+            self._pins.require(self._pin_cost(data, end, owner))
+            node = self._tree.end_at(end.node, end.position)
+            self._tree.lock(node)
+            pin = self._pins.add(self, owner, node)
+            self._tick += 1
+            if self._on_event is not None:
+                self._on_event(Pinned(self._tick, pin.namespace, pin.id, owner, pin.num_pages))
+            return pin
+
+    def pin_cost(self, tokens: TokenInput, namespace: str | Namespace = "", *, owner: str) -> PinCost:
+        """What `pin` would do, take and leave, and whether it may; changes nothing. Cost: as `pin`, without the split."""
+        data = token_bytes(tokens)
+        with self._lock:
+            return self._pin_cost(data, self._pin_end(data, namespace), owner)
+
+    def _pin_end(self, data: bytes, namespace: str | Namespace) -> PathEnd:
+        """Where the cached whole pages of `data` end; in a node of its own where nothing is cached."""
+        key = self.namespace_key(namespace)
+        root = self._tree.roots.get(key)
+        if root is None:
+            return PathEnd(Node(Account(key), None, 0, b"", array("i")), 0)
+        found = self._tree.match(root, 0, data)
+        return PathEnd(found.node, found.num_pages)
+
+    def _pin_cost(self, data: bytes, end: PathEnd, owner: str) -> PinCost:
+        evictable = self._tree.num_pages - num_covered(cover([*self._ends(), end]))
+        return self._pins.cost(owner, end, len(data) // TOKEN_BYTES, self.page_size, evictable)
+
+    def _unpin(self, pin: Pin) -> None:
+        with self._lock:
+            self._pins.drop(pin)
+            self._tree.unlock(pin._node)
+            self._tick += 1
+            if self._on_event is not None:
+                self._on_event(Unpinned(self._tick, pin.namespace, pin.id, pin.owner, pin.num_pages))
+
+    def pins(self) -> Sequence[Pin]:
+        """Every live pin, oldest first."""
+        with self._lock:
+            return self._pins.all()
+
+    def set_quota(
+        self,
+        namespace: str | Namespace,
+        max_pages: SupportsIndex | None = None,
+        reserved_pages: SupportsIndex = 0,
+    ) -> int:
+        """Limit what a namespace may hold, and protect some of it from others; neither: forget its quota.
+
+        What it holds beyond `max_pages` is evicted at once, as far as nothing locks it. Cost: O(its nodes).
+
+        Args:
+            namespace: whose.
+            max_pages: pages of its tree and its leases; an allocation beyond evicts its own first. None: no limit.
+            reserved_pages: what it has cached is evicted by others' requests down to so many pages, and no further.
+                Reserved pages that it does not use may be used by anybody.
+
+        Returns:
+            Pages evicted.
+
+        Raises:
+            ConfigError: not such numbers, or all reservations together leave no page.
+        """
+        quota = Quota(
+            namespace,
+            None if max_pages is None else as_count("max_pages", max_pages),
+            as_count("reserved_pages", reserved_pages),
+        )
+        with self._lock:
+            key = self.namespace_key(namespace)
+            self._allocator.set_quota(key, quota)
+            root, quotas = self._tree.roots.get(key), self._allocator.quotas
+            if root is None or quotas is None:
+                return 0
+            over = quotas.claim(root.account, 0, 0).over
+            if over:
+                self._narrow()
+            return self._allocator.evict_of(over, root.account) if over else 0
+
+    def quotas(self) -> Sequence[Quota]:
+        """Every quota, oldest first."""
+        with self._lock:
+            return self._allocator.quotas.all() if self._allocator.quotas is not None else ()
+
+    def usage(self, namespace: str | Namespace = "") -> Usage:
+        """What a namespace holds and may hold. Cost: O(1)."""
+        with self._lock:
+            key = self.namespace_key(namespace)
+            root = self._tree.roots.get(key)
+            quotas = self._allocator.quotas or Quotas(0)
+            return quotas.usage(key, root.account if root is not None else None)
+
     # -- look at ------------------------------------------------------------------------------------------------------
 
     def stats(self) -> CacheStats:
@@ -428,6 +566,7 @@ class PrefixCache:
                 lookup_tokens=self._lookup_tokens,
                 hit_tokens=self._hit_tokens,
                 evicted_pages=self._evicted_pages,
+                num_pinned=self._pins.num_pages,
             )
 
     def leases(self) -> Sequence[Lease]:
@@ -436,7 +575,7 @@ class PrefixCache:
             return tuple(self._leases.values())
 
     def generation(self, page: int) -> int:
-        """How often `page` was freed; a reader compares before and after a copy."""
+        """How often `page` was freed since anybody first asked; a reader compares before and after a copy."""
         with self._lock:
             return self._allocator.pool.generation(page)
 
@@ -457,7 +596,7 @@ class PrefixCache:
             InvariantError: one is broken.
         """
         with self._lock:
-            check_cache(self._allocator, tuple(self._leases.values()), self._num_leased)
+            check_cache(self._allocator, tuple(self._leases.values()), self._num_leased, self._pins)
 
     def namespace_key(self, namespace: str | Namespace) -> bytes:
         """The key of a namespace here: text is a salt beside this cache's own fingerprint.

@@ -8,11 +8,14 @@
     ├── ConfigError (ValueError)         a setting has a value it cannot have
     ├── CacheError
     │   ├── PoolExhausted                no page is free or evictable
-    │   ├── PageError                    a page was freed that nobody uses: twice, say
+    │   ├── QuotaExceeded                a namespace asked for more than its quota, and its own pages do not suffice
     │   ├── LeaseError
     │   │   ├── LeaseReleased            used or released after its release
     │   │   ├── CursorBusy               a cursor was used beside the live lease over it
     │   │   └── ForeignLease             handed to a cache that did not give it out
+    │   ├── PinError                     not possible to pin: pins are off, or nothing is cached
+    │   │   ├── PinBudgetExceeded        more pages than the budget of all pins, or of the owner's, has left
+    │   │   └── PinReleased              released a second time
     │   ├── NamespaceError               not a usable namespace
     │   └── InvariantError               check() found the structure broken: our fault
     ├── EngineError
@@ -54,9 +57,12 @@ __all__ = [
     "ModelError",
     "ModelNotFound",
     "NamespaceError",
-    "PageError",
+    "PinBudgetExceeded",
+    "PinError",
+    "PinReleased",
     "PoolExhausted",
     "PromptTooLong",
+    "QuotaExceeded",
     "RadixKVError",
     "RequestInterrupted",
     "RequestTooLarge",
@@ -146,11 +152,25 @@ class PoolExhausted(CacheError):
         )
 
 
-class PageError(CacheError):
-    """A page was freed that nobody uses."""
+class QuotaExceeded(CacheError):
+    """A namespace asked for pages beyond its quota, and evicting its own would not make room."""
 
-    def __init__(self, page: int) -> None:
-        super().__init__(f"page {page} is not in use; a page is freed once, by who uses it", page=page)
+    namespace: object
+    needed: int
+    max_pages: int
+    used: int
+    evictable: int
+
+    def __init__(self, namespace: object, needed: int, max_pages: int, used: int, evictable: int) -> None:
+        super().__init__(
+            f"namespace {namespace!r} needed {needed} pages; it holds {used} of at most {max_pages}, and {evictable} of "
+            "those can be evicted; release its leases or pins, send shorter prompts, or raise its quota",
+            namespace=namespace,
+            needed=needed,
+            max_pages=max_pages,
+            used=used,
+            evictable=evictable,
+        )
 
 
 class LeaseError(CacheError):
@@ -178,6 +198,47 @@ class ForeignLease(LeaseError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} belongs to another cache; use the cache that gave it out", what=what)
+
+
+_NOT_PINNED = {
+    "off": "pins are off; make the cache with pin_budget_pages, at most half of its pages",
+    "not_cached": "no whole page of them is cached; compute them first, then pin",
+}
+
+
+class PinError(CacheError):
+    """A prefix cannot be pinned; where it is no subclass, `reason` is "off" or "not_cached"."""
+
+    def __init__(self, reason: str, num_tokens: int) -> None:
+        what = _NOT_PINNED.get(reason, reason)
+        super().__init__(f"the {num_tokens} tokens cannot be pinned: {what}", reason=reason, num_tokens=num_tokens)
+
+
+class PinBudgetExceeded(PinError):
+    """A pin would hold more pages than a budget has left."""
+
+    needed: int
+    left: int
+    owner: str
+    budget: int
+
+    def __init__(self, needed: int, left: int, owner: str, budget: int) -> None:
+        RadixKVError.__init__(
+            self,
+            f"the pin of {owner!r} needs {needed} more pages, and {left} of the budget's {budget} are left; "
+            "release pins, pin a shorter prefix, or give the cache a larger pin budget",
+            needed=needed,
+            left=left,
+            owner=owner,
+            budget=budget,
+        )
+
+
+class PinReleased(PinError):
+    """A pin was released again, or used, after its release."""
+
+    def __init__(self, pin_id: int) -> None:
+        RadixKVError.__init__(self, f"pin {pin_id} was already released; pin the prefix again", pin_id=pin_id)
 
 
 class NamespaceError(CacheError):

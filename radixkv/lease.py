@@ -7,13 +7,15 @@ in the tree, so that its next turn is looked up from there.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex, final
 
 from radixkv.errors import ConfigError, CursorBusy, LeaseReleased
 from radixkv.node import Node
 from radixkv.prefix import TOKEN_BYTES
-from radixkv.tokens import TokenInput, Tokens, as_count, token_bytes
+from radixkv.retention import Retain, Retention
+from radixkv.tokens import NOTHING, TokenInput, Tokens, as_count, token_bytes
 from radixkv.tree import Match
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Cursor", "Lease"]
 
 
+@final
 class Lease:
     """One request's claim: the cached prefix it found, locked, and the pages it fills.
 
@@ -47,6 +50,7 @@ class Lease:
         "_path",
         "_published",
         "_released",
+        "_retention",
         "_tag",
         "id",
         "namespace",
@@ -82,6 +86,7 @@ class Lease:
         self._own: array[int] = array("i")
         self._path: array[int] | None = None
         self._cursor = cursor
+        self._retention: Retention | None = None
         self._released = False
 
     @property
@@ -127,7 +132,7 @@ class Lease:
         """Whether the lease has ended."""
         return self._released
 
-    def extend(self, tokens: TokenInput = ()) -> None:
+    def extend(self, tokens: TokenInput = NOTHING) -> None:
         """Append `tokens` to the sequence, and reserve pages so that every token of it has a slot.
 
         Cost: O(new tokens + new pages); evicts where too few pages are free.
@@ -136,9 +141,9 @@ class Lease:
             PoolExhausted: too few pages are free or evictable; nothing has changed then.
             TokenError: unusable ids. LeaseReleased: the lease has ended.
         """
-        self._cache._extend(self, token_bytes(tokens))
+        self._cache._extend(self, b"" if tokens is NOTHING else token_bytes(tokens))
 
-    def commit(self, num_tokens: int | None = None) -> int:
+    def commit(self, num_tokens: SupportsIndex | None = None) -> int:
         """Publish: the KV of the first `num_tokens` tokens (all of them by default) is written.
 
         Whole pages go to the tree at once, where another request finds them. A page somebody else published meanwhile
@@ -152,7 +157,18 @@ class Lease:
         Raises:
             ConfigError: more tokens than have pages. LeaseReleased: the lease has ended.
         """
-        return self._cache._commit(self, self.num_tokens if num_tokens is None else num_tokens)
+        return self._cache._commit(self, self.num_tokens if num_tokens is None else as_count("num_tokens", num_tokens))
+
+    def retain(self, retention: Iterable[Retain]) -> None:
+        """Say how much to keep which of its tokens, in place of what was said before: holds from the release on.
+
+        Raises:
+            ConfigError: ranges overlap. LeaseReleased: the lease has ended.
+        """
+        wishes = Retention(retention)
+        with self._cache._lock:
+            self._require_live()
+            self._retention = wishes if wishes.ranges else None
 
     def release(self) -> None:
         """End the lease: drop its lock, free the pages it has not published.
@@ -179,6 +195,7 @@ class Lease:
         return f"Lease(id={self.id}, owner={self.owner!r}, {self.num_matched}/{self.num_tokens} matched, {state})"
 
 
+@final
 class Cursor:
     """A growing sequence and where its cached prefix ends: look-ups cost the new tokens only, whatever the history.
 
@@ -235,19 +252,19 @@ class Cursor:
             self._require_idle()
             self._data += data
 
-    def truncate(self, num_tokens: int) -> None:
+    def truncate(self, num_tokens: SupportsIndex) -> None:
         """Keep the first `num_tokens` tokens: an undo. Cost: O(1).
 
         Raises:
             CursorBusy: a lease over it is live. ConfigError: it has fewer tokens.
         """
-        num_tokens = as_count("num_tokens", num_tokens)
+        keep = as_count("num_tokens", num_tokens)
         with self._cache._lock:
             self._require_idle()
-            if not 0 <= num_tokens <= self.num_tokens:
-                raise ConfigError("num_tokens", num_tokens, f"0 to {self.num_tokens}")
-            del self._data[num_tokens * TOKEN_BYTES :]
-            self._position = min(self._position, num_tokens // self._cache.page_size)
+            if not 0 <= keep <= self.num_tokens:
+                raise ConfigError("num_tokens", keep, f"0 to {self.num_tokens}")
+            del self._data[keep * TOKEN_BYTES :]
+            self._position = min(self._position, keep // self._cache.page_size)
 
     def fork(self) -> Cursor:
         """Another cursor at the same place; pages stay shared. Cost: one copy of the token ids."""

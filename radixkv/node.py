@@ -13,7 +13,8 @@ from __future__ import annotations
 from array import array
 from typing import final
 
-from sortedcontainers import SortedList
+from radixkv.retention import Retain
+from radixkv.siblings import Siblings
 
 __all__ = ["Account", "Node"]
 
@@ -43,12 +44,12 @@ class Node:
     """An edge of whole pages. Mutable; owned by one `RadixTree`, touched only by it.
 
     Attributes:
-        key: [n * page_size] int32 token ids as bytes.
+        key: [n * page_size] int32 token ids as bytes; a bytearray once it has grown or shrunk.
         pages: [n] page ids; page i holds the KV of tokens [(start + i) * S, (start + i + 1) * S).
         start: pages on the path before this node.
         parent: the node above; kept when this node leaves the tree, so that a cursor can climb to where it is valid.
         children: first page of the child's key -> child; None while there are none.
-        ordered: the keys of `children`, sorted; kept only where there are many.
+        siblings: the keys of `children`, arranged for the neighbour search; kept only where there are many.
         lock_count: live leases that end here.
         guard_count: children with a lease somewhere below, plus one if `lock_count`; > 0 forbids eviction.
         tick: when a request last ended here; a parent learns of its children's uses when they leave.
@@ -57,6 +58,7 @@ class Node:
         uses: requests that ended here, or in children that have left. Of a leaf, every request that used its pages since
             they were inserted, the one that inserted them included.
         mark: what the policy noted of the request that used it last; None where it notes nothing.
+        retain: how much requests would like it kept; None: as everything else.
         trimmed: has lost pages from its end. Such a node never grows again, so that what stood at a position of a
             living node is what stands there now, if the position still exists.
         alive: is part of the tree.
@@ -72,9 +74,10 @@ class Node:
         "key",
         "lock_count",
         "mark",
-        "ordered",
         "pages",
         "parent",
+        "retain",
+        "siblings",
         "start",
         "tick",
         "time_s",
@@ -82,14 +85,14 @@ class Node:
         "uses",
     )
 
-    def __init__(self, account: Account, parent: Node | None, start: int, key: bytearray, pages: array[int]) -> None:
+    def __init__(self, account: Account, parent: Node | None, start: int, key: bytes | bytearray, pages: array[int]) -> None:
         self.account = account
         self.parent = parent
         self.start = start
-        self.key = key
+        self.key: bytes | bytearray = key
         self.pages = pages
         self.children: dict[bytes, Node] | None = None
-        self.ordered: SortedList[bytes] | None = None
+        self.siblings: Siblings | None = None
         self.lock_count = 0
         self.guard_count = 0
         self.tick = 0
@@ -97,6 +100,7 @@ class Node:
         self.born = 0
         self.uses = 0
         self.mark: object = None
+        self.retain: Retain | None = None
         self.trimmed = False
         self.alive = True
 

@@ -28,15 +28,14 @@ from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol, final
 
-from sortedcontainers import SortedList
-
 from radixkv.errors import InvariantError
 from radixkv.node import Account, Node
 from radixkv.prefix import TOKEN_BYTES, common_prefix_bytes
+from radixkv.siblings import Siblings, closest_of
 
 __all__ = ["Insertion", "LeafOrder", "Match", "RadixTree", "Removal"]
 
-_WIDE: Final = 16  # children; from here on their keys are also kept sorted, for the neighbour search
+_WIDE: Final = 16  # children; from here on their keys are also arranged for the neighbour search
 
 
 class LeafOrder(Protocol):
@@ -130,7 +129,7 @@ class RadixTree:
         """The root of a namespace, made where it does not exist yet."""
         root = self.roots.get(namespace)
         if root is None:
-            root = self.roots[namespace] = Node(Account(namespace), None, 0, bytearray(), array("i"))
+            root = self.roots[namespace] = Node(Account(namespace), None, 0, b"", array("i"))
         return root
 
     def match(self, node: Node, position: int, tail: bytes) -> Match:
@@ -164,7 +163,7 @@ class RadixTree:
             node = child
         return Match(node, node.start + len(node.pages), -1, 0, node)
 
-    def _inside(self, node: Node, position: int, tail: bytes, offset: int, edge: bytearray) -> Match:
+    def _inside(self, node: Node, position: int, tail: bytes, offset: int, edge: bytes | bytearray) -> Match:
         """The match that ends inside `edge`, the rest of `node` from `position` on."""
         common = common_prefix_bytes(tail, offset, edge)
         whole = common // self._page_bytes
@@ -174,29 +173,17 @@ class RadixTree:
         return Match(node, position, page, tokens, node)
 
     def _between(self, node: Node, tail: bytes, offset: int) -> Match:
-        """The match that ends with `node`, and perhaps inside the first page of the child that is closest to `tail`.
-
-        In a sorted list the longest common prefix with any entry is with a neighbour of the insertion point.
-        """
+        """The match that ends with `node`, and perhaps inside the first page of the child that is closest to `tail`."""
         end = node.start + len(node.pages)
         if self.page_size == 1:
             return Match(node, end, -1, 0, node)
-        probe = tail[offset : offset + self._page_bytes]
-        best, best_key = 0, b""
         assert node.children is not None
-        if node.ordered is None:
-            candidates: list[bytes] = list(node.children)
-        else:
-            index = node.ordered.bisect_left(probe)
-            candidates = list(node.ordered.islice(max(index - 1, 0), index + 1))
-        for key in candidates:
-            common = common_prefix_bytes(probe, 0, key) // TOKEN_BYTES
-            if common > best:
-                best, best_key = common, key
-        if best == 0:
+        probe = tail[offset : offset + self._page_bytes]
+        closest = closest_of(node.children, probe) if node.siblings is None else node.siblings.closest(probe)
+        if closest.num_tokens == 0:
             return Match(node, end, -1, 0, node)
-        child = node.children[best_key]
-        return Match(node, end, child.pages[0], best, child)
+        child = node.children[closest.key]
+        return Match(node, end, child.pages[0], closest.num_tokens, child)
 
     def climb(self, node: Node, position: int) -> tuple[Node, int]:
         """The living node, and the position in it, that cover the most of a path that once reached `position` in `node`.
@@ -242,7 +229,7 @@ class RadixTree:
 
         Args:
             node, position, tail: as for `match`; len(tail) = len(pages) whole pages.
-            pages: page ids that hold the KV of `tail`.
+            pages: page ids that hold the KV of `tail`; copied.
             tick: when.
             own_locks: how many of `node`'s locks are the caller's own (0 or 1); with others it does not grow in place.
         """
@@ -278,7 +265,11 @@ class RadixTree:
 
     def _may_grow(self, leaf: Node, own_locks: int) -> bool:
         return (
-            leaf.parent is not None and not leaf.trimmed and leaf.lock_count == own_locks and (self.merges or leaf.uses == 0)
+            leaf.parent is not None
+            and leaf.lock_count == own_locks
+            and not leaf.trimmed
+            and leaf.retain is None
+            and (self.merges or leaf.uses == 0)
         )
 
     def _split(self, node: Node, position: int) -> Node:
@@ -292,8 +283,9 @@ class RadixTree:
         first = bytes(node.key[: self._page_bytes])
         upper = Node(node.account, parent, node.start, node.key[:cut], node.pages[:count])
         upper.tick, upper.time_s, upper.born, upper.mark = node.tick, node.time_s, node.born, node.mark
+        upper.retain = node.retain
         upper.guard_count = 1 if node.guard_count else 0
-        del node.key[:cut]
+        node.key = node.key[cut:]
         del node.pages[:count]
         node.start = position
         node.parent = upper
@@ -303,6 +295,8 @@ class RadixTree:
         return upper
 
     def _grow(self, node: Node, key: bytes, pages: array[int], tick: int) -> None:
+        if isinstance(node.key, bytes):
+            node.key = bytearray(node.key)
         node.key += key
         node.pages += pages
         free = node.guard_count == 0
@@ -315,7 +309,7 @@ class RadixTree:
             self.order.add(node)
 
     def _attach(self, parent: Node, key: bytes, pages: array[int], tick: int) -> Node:
-        node = Node(parent.account, parent, parent.start + len(parent.pages), bytearray(key), pages)
+        node = Node(parent.account, parent, parent.start + len(parent.pages), key, pages[:])
         node.tick = node.born = tick
         first = key[: self._page_bytes]
         if parent.children is None:
@@ -324,10 +318,10 @@ class RadixTree:
                 self.order.discard(parent)
         else:
             parent.children[first] = node
-            if parent.ordered is not None:
-                parent.ordered.add(first)
+            if parent.siblings is not None:
+                parent.siblings.add(first)
             elif len(parent.children) > _WIDE:
-                parent.ordered = SortedList(parent.children)
+                parent.siblings = Siblings(parent.children)
         self.num_nodes += 1
         self.num_evictable += len(pages)
         node.account.num_evictable += len(pages)
@@ -386,6 +380,8 @@ class RadixTree:
         else:
             pages = leaf.pages[keep:]
             del leaf.pages[keep:]
+            if isinstance(leaf.key, bytes):
+                leaf.key = bytearray(leaf.key)
             del leaf.key[keep * self._page_bytes :]
             leaf.trimmed = True
         self.num_pages -= len(pages)
@@ -422,8 +418,8 @@ class RadixTree:
         first = bytes(leaf.key[: self._page_bytes])
         self.order.discard(leaf)
         del parent.children[first]
-        if parent.ordered is not None:
-            parent.ordered.remove(first)
+        if parent.siblings is not None:
+            parent.siblings.remove(first)
         leaf.alive = False
         self.num_nodes -= 1
         parent.uses += leaf.uses
@@ -431,7 +427,7 @@ class RadixTree:
             parent.tick, parent.time_s, parent.mark = leaf.tick, leaf.time_s, leaf.mark
         if not parent.children:
             parent.children = None
-            parent.ordered = None
+            parent.siblings = None
             if parent.lock_count == 0:
                 self._leaf_free(parent)
 
@@ -490,8 +486,8 @@ class RadixTree:
                 raise InvariantError("I3", node=node, child=child)
             if not child.alive or child.account is not node.account:
                 raise InvariantError("I8", node=node, child=child)
-        if node.ordered is not None and list(node.ordered) != sorted(children or {}):
-            raise InvariantError("I3", node=node, reason="sorted keys differ from children")
+        if node.siblings is not None and sorted(node.siblings.keys()) != sorted(children or {}):
+            raise InvariantError("I3", node=node, reason="siblings differ from children")
         guards = sum(child.guard_count > 0 for child in (children or {}).values()) + (node.lock_count > 0)
         if node.guard_count != guards or node.lock_count < 0:
             raise InvariantError("I7", node=node, guard_count=node.guard_count, counted=guards)

@@ -6,6 +6,25 @@ from collections.abc import Iterator
 
 import pytest
 
+import radixkv.cache
+import radixkv.tree
+
+NATIVE = not radixkv.tree.__file__.endswith(".py")
+"""Whether the compiled core is under test (`make test-native`)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what looks inside the source where it is not what runs."""
+    if NATIVE:
+        for item in items:
+            if item.get_closest_marker("pure") is not None:
+                item.add_marker(pytest.mark.skip(reason="looks inside the Python source"))
+
+
+def pytest_report_header() -> str:
+    """Say which core is under test."""
+    return f"radixkv core: {'compiled' if NATIVE else 'Python'} ({radixkv.cache.__file__})"
+
 
 @pytest.fixture(scope="session")
 def smollm2():

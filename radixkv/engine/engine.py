@@ -40,6 +40,7 @@ from radixkv.errors import (
     EngineClosed,
     PoolExhausted,
     PromptTooLong,
+    QuotaExceeded,
     RequestInterrupted,
     RequestTooLarge,
     TokenRangeError,
@@ -48,9 +49,12 @@ from radixkv.lease import Cursor, Lease
 from radixkv.namespace import Namespace
 from radixkv.tokens import Tokens
 
-__all__ = ["Engine", "EngineStats"]
+__all__ = ["WILL_CONTINUE", "Engine", "EngineStats"]
 
 log = logging.getLogger("radixkv.engine")
+
+WILL_CONTINUE = 1
+"""Tag of a request of a session: another turn is likely. The policy `auto` learns what that is worth."""
 
 _IDLE_CONTEXTS, _IDLE_SHARE = 2, 0.25  # idle working views hold at most so many contexts, and this share of the pool
 
@@ -246,7 +250,8 @@ class Engine:
         if request.use_cache:
             prompt = request.cursor if request.cursor is not None else request.prompt
             limit = len(request.prompt) - 1  # the last token's logits are needed
-            request.lease = self.cache.acquire(prompt, request.namespace, limit=limit, owner="engine")
+            tag = WILL_CONTINUE if request.cursor is not None else 0
+            request.lease = self.cache.acquire(prompt, request.namespace, limit=limit, owner="engine", tag=tag)
 
     def _fits(self, request: Request) -> bool:
         """Whether what this request and the running ones may still ask for is free or evictable."""
@@ -326,7 +331,7 @@ class Engine:
         if request.lease is not None and request.lease.num_tokens == request.position:
             try:
                 request.lease.extend(request.newest)
-            except PoolExhausted as error:
+            except (PoolExhausted, QuotaExceeded) as error:
                 log.warning("request dropped: %s", error)
                 self._fail([request], error)
                 return False

@@ -12,10 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from radixkv.policies.classic import Fifo, Lfu, Lru, Slru
+from radixkv.policies.hazard import Hazard
+from radixkv.policies.levels import Levels, priority
 from radixkv.policies.policy import Ended, Policy
 from radixkv.policies.queues import KeyQueue, TickQueue
 
-__all__ = ["POLICIES", "Ended", "Fifo", "KeyQueue", "Lfu", "Lru", "Policy", "Slru", "TickQueue"]
+__all__ = ["POLICIES", "Ended", "Fifo", "Hazard", "KeyQueue", "Levels", "Lfu", "Lru", "Policy", "Slru", "TickQueue"]
 
-POLICIES: dict[str, Callable[[int], Policy]] = {"fifo": Fifo, "lfu": Lfu, "lru": Lru, "slru": Slru}
+POLICIES: dict[str, Callable[[int], Policy]] = {
+    "auto": Hazard,
+    "fifo": Fifo,
+    "lfu": Lfu,
+    "lru": Lru,
+    "priority": priority,
+    "slru": Slru,
+}
 """Every eviction policy by its name; called with the pages of the cache."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from radixkv.node import Node
 from radixkv.policies.policy import Ended
 from radixkv.policies.queues import KeyQueue, TickQueue
@@ -78,52 +80,56 @@ class Lfu(_Ordered):
 
 
 class Slru:
-    """Segmented LRU: leaves used once go before leaves used again, which hold at most `protected` of the pages.
+    """Segmented LRU: what was used once goes first, what was used again falls back to the end of that line by its age.
+
+    Pages used again, those above the leaves among them, hold at most `protected` of the cache: as long as leaves used once
+    hold less than the rest, the leaf used again that is oldest joins them, behind all who came before.
 
     Args:
         num_pages: pages of the cache.
-        protected: share of them that leaves used again may hold before they go first; 0.8 as in the literature.
+        protected: share of them that may be protected; 0.8 as in the literature.
     """
 
-    __slots__ = ("_limit", "_num_protected", "_probation", "_protected", "_sizes")
+    __slots__ = ("_num_probation", "_probation", "_protected", "_room")
 
     merges = False
     learns = False
 
     def __init__(self, num_pages: int, protected: float = 0.8) -> None:
-        self._limit = int(num_pages * protected)
-        self._probation = TickQueue()
+        self._room = int(num_pages * (1 - protected))  # pages of leaves on probation, at least
+        self._probation: OrderedDict[Node, int] = OrderedDict()  # in the order they came; pages they had then
+        self._num_probation = 0
         self._protected = TickQueue()
-        self._sizes: dict[Node, int] = {}  # pages of each protected leaf, as they were when it came
-        self._num_protected = 0
 
     def add(self, leaf: Node) -> None:
         """Put `leaf` into its segment."""
         if leaf.uses > 1:
             self._protected.add(leaf)
-            self._sizes[leaf] = len(leaf.pages)
-            self._num_protected += len(leaf.pages)
         else:
-            self._probation.add(leaf)
+            self._put_on_probation(leaf)
 
     def discard(self, leaf: Node) -> None:
         """Take `leaf` out, if it is in."""
-        num_pages = self._sizes.pop(leaf, None)
+        num_pages = self._probation.pop(leaf, None)
         if num_pages is None:
-            self._probation.discard(leaf)
-        else:
             self._protected.discard(leaf)
-            self._num_protected -= num_pages
+        else:
+            self._num_probation -= num_pages
 
     def victim(self) -> Node | None:
-        """The oldest leaf used once, or the oldest of all where the others hold too much."""
-        if self._num_protected > self._limit:
-            return self._protected.first()
-        return self._probation.first() or self._protected.first()
+        """The first in line of those on probation, once enough are. Cost: O(1) amortised; a leaf falls back once."""
+        while self._num_probation < self._room and (leaf := self._protected.first()) is not None:
+            self._protected.discard(leaf)
+            self._put_on_probation(leaf)
+        return next(iter(self._probation), None) or self._protected.first()
 
     def ended(self, request: Ended) -> object:
         """It learns nothing."""
         return None
+
+    def _put_on_probation(self, leaf: Node) -> None:
+        self._probation[leaf] = len(leaf.pages)
+        self._num_probation += len(leaf.pages)
 
     def __len__(self) -> int:
         return len(self._probation) + len(self._protected)

@@ -18,6 +18,7 @@ class Ended(NamedTuple):
         namespace: its namespace's key.
         tag: the caller's opaque small integer.
         tokens: its whole sequence, int32 bytes.
+        page_size: tokens in a page.
         num_pages: pages of the path it ends at.
         num_found: whole pages that it found cached when it began.
         continued: what it found ended where the pages of an earlier request end, so it goes on from there.
@@ -28,6 +29,7 @@ class Ended(NamedTuple):
     namespace: bytes
     tag: int
     tokens: bytes | bytearray
+    page_size: int
     num_pages: int
     num_found: int
     continued: bool
@@ -37,6 +39,10 @@ class Policy(Protocol):
     """An order over the leaves that may be evicted: unlocked, without children.
 
     A policy never sees page bytes. Nothing but `ended` may look at tokens or time.
+
+    Retention and quotas order leaves by level and namespace, each with a policy of its own (`Levels`). A policy that learns
+    may offer `sibling() -> Policy` for them: another order that shares its statistics, and is told of no request itself.
+    Where there is no such method, other levels and namespaces get a fresh one of its kind, or LRU where it learns.
 
     Attributes:
         merges: whether leaves with different histories may become one (`RadixTree.merges`).

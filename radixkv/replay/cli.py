@@ -63,6 +63,17 @@ def replay(
     block_tokens: Annotated[
         int | None, typer.Option(help="Tokens in a trace's block, where its format does not say.", min=1)
     ] = None,
+    tag_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            help="Tag each request with whether it will be continued, right with this probability; for auto, which "
+            "learns from tags.",
+            min=0.0,
+            max=1.0,
+            show_default="no tags",
+        ),
+    ] = None,
+    tag_seed: Annotated[int, typer.Option(help="Which tags are wrong.", min=0)] = 0,
     check_every: Annotated[
         int, typer.Option(help="Recount the cache's invariants after so many requests; 0: at the end only.", min=0)
     ] = 2000,
@@ -90,14 +101,22 @@ def replay(
             reuse = Reuse.of(workload, advance)
         names = [path.name for path in traces]
         report = Report(names, workload, lru_curve(workload, reuse), model, shape, gpu, peak, utilisation)
-        _fill(report, reuse, bars, sizes, policies, check_every)
+        report.tag_accuracy = tag_accuracy
+        tags = None if tag_accuracy is None else reuse.hints(workload.lengths, tag_accuracy, tag_seed)
+        _fill(report, reuse, bars, sizes, policies, check_every, tags)
     _write(report, as_json, plot, html)
     if not report.complete:
         raise typer.Exit(_INTERRUPTED)
 
 
 def _fill(
-    report: Report, reuse: Reuse, bars: _Bars, sizes: dict[str, int], policies: Sequence[str], check_every: int
+    report: Report,
+    reuse: Reuse,
+    bars: _Bars,
+    sizes: dict[str, int],
+    policies: Sequence[str],
+    check_every: int,
+    tags: list[int] | None,
 ) -> None:
     """Replay every policy at every capacity; Ctrl-C keeps the rows there are."""
     workload = report.workload
@@ -108,7 +127,14 @@ def _fill(
                     if policy == "min":
                         row = optimum(workload, reuse, pages)
                     else:
-                        row = simulate(workload, policy, pages, check_every=check_every, on_requests=advance)
+                        row = simulate(
+                            workload,
+                            policy,
+                            pages,
+                            check_every=check_every,
+                            tags=None if tags is None else tags.__getitem__,
+                            on_requests=advance,
+                        )
                 report.results.append((label, row))
     except KeyboardInterrupt:
         report.complete = False

@@ -66,6 +66,7 @@ class Report:
         utilisation: assumed share of that speed.
         results: (capacity as asked, row).
         complete: False if the replay was interrupted.
+        tag_accuracy: how often the requests' tags were right; None without tags.
     """
 
     files: Sequence[str]
@@ -78,6 +79,7 @@ class Report:
     utilisation: float
     results: list[tuple[str, Row]] = field(default_factory=list)
     complete: bool = True
+    tag_accuracy: float | None = None
 
     def rows(self) -> list[ReportRow]:
         """Every row with what it is worth, and how much of the gap it closes."""
@@ -127,6 +129,7 @@ class Report:
             "trace": self.facts(),
             "cost": self.cost(),
             "complete": self.complete,
+            "tag_accuracy": self.tag_accuracy,
             "rows": [self._json_row(one) for one in self.rows()],
             "lru_curve": [
                 {

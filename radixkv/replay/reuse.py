@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from radixkv.errors import ConfigError
 from radixkv.replay.workload import Workload
 
 __all__ = ["Reuse"]
@@ -76,3 +77,16 @@ class Reuse:
         result = np.zeros(len(lengths), np.bool_)
         result[self.source[whole]] = True
         return result
+
+    def hints(self, lengths: array[int], accuracy: float, seed: int) -> list[int]:
+        """[requests] one-bit tags that say whether a request is continued, each right with probability `accuracy`.
+
+        What a session API knows of its sessions, with its mistakes.
+
+        Raises:
+            ConfigError: an accuracy that is no probability.
+        """
+        if not 0 <= accuracy <= 1:
+            raise ConfigError("tag_accuracy", accuracy, "0 to 1")
+        wrong = np.random.default_rng(seed).random(len(lengths)) >= accuracy
+        return [int(tag) for tag in self.continued(lengths) ^ wrong]

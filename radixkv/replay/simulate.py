@@ -55,7 +55,8 @@ def simulate(
     """
     if capacity_pages < 1:
         raise ConfigError("capacity_pages", capacity_pages, "at least 1")
-    cache = PrefixCache(capacity_pages, page_size=1, policy=policy)
+    number = 0
+    cache = PrefixCache(capacity_pages, page_size=1, policy=policy, clock=lambda: workload.times[number])
     acquire: Callable[..., Any] = cache.acquire
     hits = HitCount(workload.page_size)
     check_s, start = 0.0, thread_time()

@@ -42,7 +42,7 @@ def token_pairs(num_tokens: int) -> int:
 class Workload:
     """Requests as page ids, and their totals; a context manager that drops the temporary file.
 
-    Made by `load` or `of`. Memory: 8 B a request, 4 B a distinct block, and at most 64 MiB of page ids; the other page
+    Made by `load` or `of`. Memory: 16 B a request, 4 B a distinct block, and at most 64 MiB of page ids; the other page
     ids, 4 B x (blocks or pages, the fewer), are in a temporary file.
 
     Attributes:
@@ -55,6 +55,7 @@ class Workload:
         input_pairs: `token_pairs` of all prompts.
         duration_s: from the first arrival to the last.
         lengths: [requests] pages of each prompt.
+        times: [requests] arrivals, in seconds on the trace's own clock.
     """
 
     def __init__(self, page_size: int) -> None:
@@ -65,7 +66,7 @@ class Workload:
         self.input_pairs = 0
         self.duration_s = 0.0
         self.lengths = array("i")
-        self._start_s = 0.0
+        self.times = array("d")
         self._strides = array("i")
         self._ids = IdCounter()
         self._first = np.full(1024, -1, np.int32)  # block id -> first page id
@@ -139,16 +140,15 @@ class Workload:
         firsts = self._firsts(request.blocks, request.block_tokens, stride)
         self._file.write(firsts.tobytes())
         num_pages = len(firsts) * stride
-        if self.num_requests == 0:
-            self._start_s = request.time_s
         self.lengths.append(num_pages)
+        self.times.append(request.time_s)
         self._strides.append(stride)
         self.num_requests += 1
         self.num_input_tokens += request.num_input_tokens
         self.num_output_tokens += request.num_output_tokens
         self.num_input_pages += num_pages
         self.input_pairs += token_pairs(request.num_input_tokens)
-        self.duration_s = request.time_s - self._start_s
+        self.duration_s = request.time_s - self.times[0]
 
     @property
     def num_pages(self) -> int:

@@ -262,6 +262,7 @@ class World:
         self.events = Replayer(num_pages, page_size)
         self.cache = PrefixCache(num_pages, page_size, on_event=self.events)
         self.cache._tree.__class__ = CountingTree
+        assert self.cache.generation(0) == 0  # they are counted from here on
         self.model = CacheModel(num_pages, page_size)
         self.cursors: list[CursorModel] = []
         self.names = {namespace_key(namespace): namespace for namespace in NAMESPACES}

@@ -22,6 +22,7 @@ from radixkv.errors import (
 from radixkv.events import Evicted, Looked, Released, Removed, Reserved, Stored
 from radixkv.namespace import Namespace, digest_fields
 from radixkv.tree import RadixTree
+from tests.conftest import NATIVE
 from tests.core.models import Replayer, resident, snapshot
 
 
@@ -171,6 +172,7 @@ def test_another_request_attaches_to_pages_while_the_first_still_fills():
 
 def test_two_that_compute_the_same_pages_end_with_one_copy():
     cache = PrefixCache(12, 2)
+    assert cache.generation(0) == 0  # frees are counted from here on
     prompt = [1, 2, 3, 4, 5, 6, 7]
     first, second = cache.acquire(prompt), cache.acquire(prompt)
     first.extend()
@@ -277,9 +279,10 @@ def test_a_bad_call_is_named_and_leaves_no_trace(case):
     cache, state = crowded()
     call, error = BAD_CALLS[case]
     before, text = snapshot(cache), repr(state[5])
-    with pytest.raises(error) as caught:
+    with pytest.raises((error, TypeError)) as caught:  # compiled code refuses a wrong type before ours can name it
         call(cache, state)
-    assert caught.value.fields
+    assert isinstance(caught.value, error) or (NATIVE and "expected; got" in str(caught.value))
+    assert not isinstance(caught.value, error) or caught.value.fields
     assert snapshot(cache) == before
     assert repr(state[5]) == text
     cache.check()
@@ -743,6 +746,7 @@ class Steps:
         return self.trace
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_a_turn_over_a_cursor_costs_the_same_whatever_the_history(page_size, monkeypatch):
     tails, real = [], RadixTree.match
@@ -768,6 +772,7 @@ def test_a_turn_over_a_cursor_costs_the_same_whatever_the_history(page_size, mon
     assert costs[10][0] < 300
 
 
+@pytest.mark.pure
 def test_a_lookup_costs_by_nodes_not_by_tokens():
     costs = []
     for length in (100, 100_000):

@@ -9,6 +9,7 @@ CORE = (
     "tokens",
     "prefix",
     "node",
+    "siblings",
     "tree",
     "pages",
     "policies",
@@ -28,6 +29,7 @@ def test_the_examples_in_the_docstrings_are_true(name):
     assert doctest.testmod(importlib.import_module(f"radixkv.{name}")).failed == 0
 
 
+@pytest.mark.pure
 def test_there_are_examples():
     modules = [importlib.import_module(f"radixkv.{name}") for name in CORE]
     assert sum(len(found.examples) for module in modules for found in doctest.DocTestFinder().find(module)) >= 12

@@ -26,6 +26,7 @@ def test_the_invariants_are_numbered_one_to_ten():
     assert list(PARTS) == [f"I{number}" for number in range(1, 11)]
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("name", PARTS)
 def test_every_line_that_is_quoted_stands_where_it_is_said_to(name):
     checks = re.findall(r"^- (.*(?:\n  .*)*)", PARTS[name], re.MULTILINE)
@@ -42,6 +43,7 @@ def test_every_line_that_is_quoted_stands_where_it_is_said_to(name):
             assert quote in source, (place, quote)
 
 
+@pytest.mark.pure
 def test_whatever_check_raises_is_in_the_list():
     for owner in OWNERS.values():
         raised = re.findall(r'InvariantError\("(\w+)"', inspect.getsource(owner))

@@ -12,14 +12,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from radixkv.allocator import Allocator
 from radixkv.cache import PrefixCache
 from radixkv.lease import Lease
 from radixkv.pages import PagePool
-from radixkv.policies import TickQueue
+from radixkv.pins import Pins
+from radixkv.policies import Levels, TickQueue
+from radixkv.policies.levels import _Group
+from radixkv.quota import Quotas
+from radixkv.retention import Retain, Retention
+from radixkv.siblings import Siblings
 from radixkv.tree import RadixTree
 
 WORLDS = 60
 """Worlds that a walk goes through to judge a fault: 5,000 steps, 2 seconds."""
+
+LIMIT_WORLDS = 40
+"""As `WORLDS`, of the walk through retention, pins and quotas."""
 
 
 class Edit(NamedTuple):
@@ -34,7 +43,9 @@ class Edit(NamedTuple):
 _TRIM_CHECKS_NOTHING = Edit(RadixTree, "trim", "assert leaf.children is None and leaf.lock_count == 0 and", "assert")
 
 FAULTS: dict[str, tuple[Edit, ...]] = {
-    "split forgets the lock": (Edit(RadixTree, "_split", "del node.key[:cut]", "node.lock_count = 0; del node.key[:cut]"),),
+    "split forgets the lock": (
+        Edit(RadixTree, "_split", "node.key = node.key[cut:]", "node.lock_count = 0; node.key = node.key[cut:]"),
+    ),
     "split forgets the guard above": (
         Edit(RadixTree, "_split", "upper.guard_count = 1 if node.guard_count else 0", "upper.guard_count = 0"),
     ),
@@ -42,12 +53,12 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
         Edit(
             RadixTree,
             "_split",
-            "del node.key[:cut]",
-            "upper.lock_count, node.lock_count = node.lock_count, 0; node.guard_count = 0; del node.key[:cut]",
+            "node.key = node.key[cut:]",
+            "upper.lock_count, node.lock_count = node.lock_count, 0; node.guard_count = 0; node.key = node.key[cut:]",
         ),
     ),
     "duplicate pages leak": (
-        Edit(PrefixCache, "_commit", "self._allocator.pool.free(lease._own[: done.num_duplicate])", "pass"),
+        Edit(PrefixCache, "_commit", "self._allocator.pool.free(fresh[: done.num_duplicate])", "pass"),
     ),
     "duplicates are not renamed": (Edit(PrefixCache, "_commit", "lease._path = None", "pass"),),
     "an inner node is evicted": (
@@ -121,16 +132,83 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
         Edit(RadixTree, "trim", "pages = leaf.pages[keep:]", "pages = leaf.pages[:num_pages]"),
         Edit(RadixTree, "trim", "del leaf.pages[keep:]", "del leaf.pages[:num_pages]"),
     ),
-    "the neighbour search looks one way": (Edit(RadixTree, "_between", "max(index - 1, 0)", "index"),),
-    "the limit is ignored": (Edit(PrefixCache, "acquire", "found = self._cut(found, max(limit, 0))", "pass"),),
+    "the neighbour search looks one way": (Edit(Siblings, "closest", "max(index - 1, 0)", "index"),),
+    "the limit is ignored": (Edit(PrefixCache, "acquire", "found = self._cut(found, most)", "pass"),),
     "remove takes what leases hold": (
         Edit(RadixTree, "remove", "if member.guard_count:", "if False:"),
         _TRIM_CHECKS_NOTHING,
     ),
     "remove ignores the tokens after the last whole page": (Edit(RadixTree, "remove", "if first.startswith(probe)", ""),),
-    "a freed page keeps its generation": (Edit(PagePool, "free", "self._step(pages)", "pass"),),
+    "a freed page keeps its generation": (Edit(PagePool, "_count", "generation[page] += 1", "pass"),),
     "a root is never forgotten": (Edit(RadixTree, "_leaf_free", "del self.roots[node.account.key]", "pass"),),
 }
+
+LIMIT_FAULTS: dict[str, tuple[Edit, ...]] = {
+    "a level never falls": (Edit(Levels, "_fall", "self._due_s[leaf] <= now_s", "False"),),
+    "a leaf that left still falls": (Edit(Levels, "discard", "self._due.discard(leaf)", "pass"),),
+    "a use does not begin the time anew": (Edit(RadixTree, "settle", "node.time_s = time_s", "pass"),),
+    "a parent does not learn when its children were used": (
+        Edit(RadixTree, "_detach", "parent.time_s, parent.mark = leaf.tick, leaf.time_s,", "_, parent.mark = leaf.tick, 0,"),
+    ),
+    "a linear wish falls at once": (Edit(Retain, "standing", 'if self.decay == "linear" else 1', "* 0 + 1"),),
+    "a low wish falls further": (
+        Edit(Retain, "standing", "fallen = done if distance > 0 else -done", "fallen = done if self.priority > done else 0"),
+    ),
+    "levels stand in order of arrival": (
+        Edit(_Group, "at", "self._open.insert(index, level)", "level in self._open or self._open.append(level)"),
+    ),
+    "an empty level hides the others": (Edit(_Group, "level", "if len(part):", "if True:"),),
+    "a group's new leaf is not compared": (Edit(Levels, "add", "self._changed[group] = None", "pass"),),
+    "a group's lost leaf is still compared": (Edit(Levels, "discard", "self._changed[self._group(leaf)] = None", "pass"),),
+    "a group that gave nothing is forgotten": (Edit(Levels, "victim_for", "heappush(self._heads, head)", "pass"),),
+    "reserved pages are named as victims": (
+        Edit(Levels, "victim_for", "leaf.account.num_pages > head.group.reserved_pages", "True"),
+        Edit(Quotas, "spare", "account is asker", "True"),
+    ),
+    "a victim loses reserved pages too": (Edit(Quotas, "spare", "account is asker", "True"),),
+    "a dropped group keeps its leaves": (Edit(Levels, "_move", "self.discard(leaf)", "pass"),),
+    "a split forgets the wish": (Edit(RadixTree, "_split", "upper.retain = node.retain", "pass"),),
+    "a retained leaf grows": (Edit(RadixTree, "_may_grow", "and leaf.retain is None", ""),),
+    "the weaker wish holds": (Edit(Retain, "stronger", "return self.priority > (", "return self.priority < ("),),
+    "the shorter of two equal wishes holds": (
+        Edit(Retain, "stronger", "longer._lasts() > shorter._lasts()", "longer._lasts() < shorter._lasts()"),
+    ),
+    "a wish reaches beyond its range": (Edit(Retention, "apply", "if wish.stop is None else", "if True else"),),
+    "a wish begins a page early": (Edit(Retention, "apply", "-(-wish.start // size)", "wish.start // size"),),
+    "a request lowers what it only found": (Edit(Retention, "apply", "low >= num_found)", "True)"),),
+    "a wish marks whole nodes": (Edit(Retention, "apply", "below = _cut_out(tree, below, low, last)", "pass"),),
+    "a switch of policy forgets the quotas' groups": (
+        Edit(Allocator, "set_policy", "levels.set_group(key, quota.reserved_pages, ())", "pass"),
+    ),
+    "a switch of policy forgets the reservations": (
+        Edit(Allocator, "set_policy", "levels.set_group(key, quota.reserved_pages, ())", "levels.set_group(key, 0, ())"),
+    ),
+    "pages of leases do not count in a quota": (Edit(Quotas, "claim", "+ account.num_leased", ""),),
+    "a quota is a page too large": (Edit(Quotas, "claim", "+ num_pages - most", "+ num_pages - most - 1"),),
+    "reservations may be more than there is": (Edit(Quotas, "set", "self._num_pages - 1 - others", "self._num_pages - 1"),),
+    "a refusal counts what wide locks hold": (
+        Edit(PrefixCache, "_allocate_within", "by_namespace(cover(self._ends()))", "None"),
+    ),
+    "a refusal counts what others have reserved": (Edit(Quotas, "room", "if quota.reserved_pages and", "if False and"),),
+    "pages go before it is sure that they suffice": (
+        Edit(
+            PrefixCache,
+            "_allocate_within",
+            "if claim.over or claim.missing:",
+            "if self._allocator.evict_of(claim.over, account) or claim.over or claim.missing:",
+        ),
+    ),
+    "lowering a quota forgets wide locks": (Edit(PrefixCache, "set_quota", "self._narrow()", "pass"),),
+    "a pin pays for what others have pinned": (Edit(Pins, "cost", "_added(self.ends(), end)", "end.position"),),
+    "a pin may take more than is left": (Edit(Pins, "require", 'cost.refusal == "budget"', "False"),),
+    "owners have one budget together": (Edit(Pins, "ends", "pin.owner == owner", "True"),),
+    "a pin locks all of the edge it ends in": (
+        Edit(PrefixCache, "pin", "self._tree.end_at(end.node, end.position)", "end.node"),
+    ),
+    "a released pin stays locked": (Edit(PrefixCache, "_unpin", "self._tree.unlock(pin._node)", "pass"),),
+    "pinned pages count as evictable": (Edit(PrefixCache, "_ends", "ends.extend(self._pins.ends())", "pass"),),
+}
+"""What needs retention, pins or quotas to be seen: tests/core/limits.py walks there."""
 
 THREAD_FAULTS: dict[str, tuple[Edit, ...]] = {
     "the lock is missing": (Edit(PrefixCache, "__init__", "RLock()", "__import__('contextlib').nullcontext()"),),
@@ -142,7 +220,7 @@ THREAD_FAULTS: dict[str, tuple[Edit, ...]] = {
 def planted(name: str) -> Iterator[None]:
     """Run with the fault in place; the real methods are back afterwards, whatever happened."""
     texts: dict[tuple[type, str], str] = {}
-    for edit in (FAULTS | THREAD_FAULTS)[name]:
+    for edit in (FAULTS | LIMIT_FAULTS | THREAD_FAULTS)[name]:
         place = edit.owner, edit.method
         text = texts.get(place) or textwrap.dedent(inspect.getsource(_function(*place)))
         if text.count(edit.old) != 1:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from radixkv.errors import InvariantError
+from tests.core.limits import limits_walk
 from tests.core.machine import walk
 from tests.core.test_threads import share_prefixes
-from tests.mutants.faults import FAULTS, THREAD_FAULTS, WORLDS, planted
+from tests.mutants.faults import FAULTS, LIMIT_FAULTS, LIMIT_WORLDS, THREAD_FAULTS, WORLDS, planted
 
 SEED = 0
 
@@ -17,12 +18,20 @@ MANGLED = (NameError, SyntaxError, ImportError)
 
 def test_the_clean_tree_passes_the_walk_that_catches_the_faults():
     walk(SEED, WORLDS)
+    limits_walk(SEED, LIMIT_WORLDS)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_fault_is_caught(fault):
     with planted(fault), pytest.raises(Exception) as caught:  # noqa: PT011
         walk(SEED, WORLDS)
+    assert not isinstance(caught.value, MANGLED), caught.value
+
+
+@pytest.mark.parametrize("fault", LIMIT_FAULTS)
+def test_the_fault_is_caught_by_the_walk_through_limits(fault):
+    with planted(fault), pytest.raises(Exception) as caught:  # noqa: PT011
+        limits_walk(SEED, LIMIT_WORLDS)
     assert not isinstance(caught.value, MANGLED), caught.value
 
 

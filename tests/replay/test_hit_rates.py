@@ -130,6 +130,7 @@ def test_requests_without_a_page_are_replayed():
         assert reuse.continued(workload.lengths).tolist() == [False] * 3
 
 
+@pytest.mark.pure
 def test_a_tag_is_passed_only_if_given(monkeypatch):
     seen: list[int | None] = []
 
@@ -147,6 +148,7 @@ def test_a_tag_is_passed_only_if_given(monkeypatch):
     assert continued.tolist() == [True, False, False]
 
 
+@pytest.mark.pure
 def test_a_broken_cache_is_noticed_on_the_way(monkeypatch):
     calls: list[int] = []
 
