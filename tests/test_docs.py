@@ -108,6 +108,14 @@ def test_the_readme_is_short_and_its_python_runs(smollm2):
         exec(compile(block, "README.md", "exec"), {})
 
 
+def test_the_python_of_the_eviction_guide_runs():
+    text = (ROOT / "docs/eviction.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "docs/eviction.md", "exec"), names)
+    assert "cost" in names
+
+
 def test_the_readmes_tables_are_those_the_benchmarks_wrote():
     from bench.report import render
 
