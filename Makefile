@@ -37,8 +37,10 @@ fix: install  ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## every benchmark that runs without a GPU, a few minutes each
-	$(BIN)/python -m bench.index
+bench: install  ## every benchmark that runs without a GPU, five to fifteen minutes each
+	$(BIN)/python hatch_build.py && $(BIN)/python -m bench.index; $(BIN)/python hatch_build.py --clean
+	$(BIN)/python -m bench.index workloads --forms tokens,cursor
+	$(BIN)/python -m bench.eviction
 	$(BIN)/python -m bench.engine.view
 	$(BIN)/python -m bench.engine.chat
 	$(BIN)/python -m bench.engine.repository
@@ -51,7 +53,8 @@ bench: install  ## every benchmark that runs without a GPU, a few minutes each
 	touch $@
 
 bench-rivals: install .venv-rivals/.installed  ## the index beside SGLang's, vLLM's and Dynamo's, from their wheels: 3 GB, half an hour
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.rivals $(ARGS)
+	$(BIN)/python hatch_build.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.rivals $(ARGS); $(BIN)/python hatch_build.py --clean
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .venv-rivals .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

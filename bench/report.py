@@ -31,12 +31,14 @@ COLUMNS = {
         "decode_tok_s": "decode tokens/s",
         "computed_tokens": "prompt tokens computed",
     },
-    "index_sessions": {
-        "form": "index, 200 chats x 20 turns, tokens given as",
-        "lookup_us_p50": "look-up us p50",
-        "lookup_us_p99": "p99",
-        "insert_us_p50": "insert us p50",
-        "insert_us_p99": "p99",
+    "index_rivals": {
+        "case": "index; mean us a request, look-up and insert, in workload",
+        "a": "a",
+        "b": "b",
+        "c": "c",
+        "d": "d",
+        "e": "e",
+        "f": "f",
     },
 }
 
@@ -76,12 +78,26 @@ def _table(bench: str) -> str:
     rows, columns = newest(bench), COLUMNS[bench]
     if not rows:
         return ""
+    if bench == "index_rivals":
+        rows = _by_index(rows)
     lines = ["| " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * (len(columns) - 1)]
     lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows]
     about = rows[-1]
     kind = f", {about['dtype']}" if "dtype" in about else ""
     lines.append(f"\n{about['cores']} cores of {about['cpu']}{kind}; torch {about['versions']['torch']}, {about['date']}.\n")
     return "\n".join(lines)
+
+
+def _by_index(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row an index, with its mean cost in each workload; who could not be measured is left out."""
+    indexes: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if "mean_us" in row:
+            label = row["case"].rsplit(", ", 1)[1] + (
+                f" {row['version']}" if "version" in row else f", {row.get('core', 'source')}"
+            )
+            indexes.setdefault(label, {**row, "case": label})[row["workload"]] = row["mean_us"]
+    return list(indexes.values())
 
 
 def _cell(value: object) -> str:

@@ -28,26 +28,25 @@ class Allocator:
         num_pages: pages in the pool, >= 1.
         page_size: tokens in a page.
         policy: the eviction policy's name.
-        on_evicted: called with whose, from which position of the path on, which pages were evicted, and the tick they were
-            last used at.
         clock: seconds, as the nodes' `time_s`.
 
     Attributes:
         levels: the policy, where it orders by level and namespace: from the first retention or quota on.
         quotas: what namespaces may hold; None while nobody has a quota.
+        on_evicted: called with whose, from which position of the path on, which pages were evicted, and the tick they were
+            last used at.
 
     Raises:
         ConfigError: no such policy, or no pages.
     """
 
-    __slots__ = ("_clock", "_fresh", "_on_evicted", "levels", "policy", "pool", "quotas", "tree")
+    __slots__ = ("_clock", "_fresh", "levels", "on_evicted", "policy", "pool", "quotas", "tree")
 
     def __init__(
         self,
         num_pages: int,
         page_size: int,
         policy: str,
-        on_evicted: Callable[[Account, int, array[int], int], None],
         clock: Callable[[], float],
     ) -> None:
         self.pool = PagePool(num_pages)
@@ -58,7 +57,7 @@ class Allocator:
         self.quotas: Quotas | None = None
         self.tree = RadixTree(page_size, self.policy)
         self.tree.merges = self.policy.merges
-        self._on_evicted = on_evicted
+        self.on_evicted: Callable[[Account, int, array[int], int], None] = _untold
 
     def set_policy(self, policy: str) -> None:
         """Hand every evictable leaf to another policy, oldest first. Cost: O(n log n) of the leaves, O(nodes)."""
@@ -167,7 +166,7 @@ class Allocator:
         tick = leaf.tick
         pages = self.tree.trim(leaf, num_pages)
         self.pool.free(pages)
-        self._on_evicted(leaf.account, leaf.end if leaf.alive else leaf.start, pages, tick)
+        self.on_evicted(leaf.account, leaf.end if leaf.alive else leaf.start, pages, tick)
         return len(pages)
 
 
@@ -175,6 +174,10 @@ def _maker(name: str, num_pages: int) -> Callable[[], Policy]:
     if name not in POLICIES:
         raise ConfigError("policy", name, f"one of {', '.join(sorted(POLICIES))}")
     return partial(POLICIES[name], num_pages)
+
+
+def _untold(account: Account, start: int, pages: array[int], last_tick: int) -> None:
+    """What is evicted before anybody asked to be told."""
 
 
 def _tick(leaf: Node) -> int:

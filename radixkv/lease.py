@@ -12,14 +12,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, SupportsIndex, final
 
 from radixkv.errors import ConfigError, CursorBusy, LeaseReleased
+from radixkv.match import Match
 from radixkv.node import Node
+from radixkv.policies import Ended
 from radixkv.prefix import TOKEN_BYTES
 from radixkv.retention import Retain, Retention
 from radixkv.tokens import NOTHING, TokenInput, Tokens, as_count, token_bytes
-from radixkv.tree import Match
 
 if TYPE_CHECKING:
-    from radixkv.cache import PrefixCache
+    from radixkv.leasing import Leasing
 
 __all__ = ["Cursor", "Lease"]
 
@@ -39,10 +40,10 @@ class Lease:
     """
 
     __slots__ = (
-        "_cache",
         "_continued",
         "_cursor",
         "_data",
+        "_leasing",
         "_node",
         "_num_found",
         "_own",
@@ -61,7 +62,7 @@ class Lease:
 
     def __init__(
         self,
-        cache: PrefixCache,
+        leasing: Leasing,
         lease_id: int,
         owner: str,
         namespace: bytes,
@@ -70,7 +71,7 @@ class Lease:
         cursor: Cursor | None,
         tag: int,
     ) -> None:
-        self._cache = cache
+        self._leasing = leasing
         self.id = lease_id
         self.owner = owner
         self.namespace = namespace
@@ -82,7 +83,7 @@ class Lease:
         self._tag = tag
         self._partial_page = found.partial_page
         self.partial_tokens = found.partial_tokens
-        self.num_matched = found.num_pages * cache.page_size + found.partial_tokens
+        self.num_matched = found.num_pages * leasing.page_size + found.partial_tokens
         self._own: array[int] = array("i")
         self._path: array[int] | None = None
         self._cursor = cursor
@@ -105,12 +106,13 @@ class Lease:
 
         Cost: O(pages) the first time and after a commit that found duplicates, O(1) otherwise.
         """
-        return self._cache._path_pages(self)
+        with self._leasing.lock:
+            return self._leasing.path_pages(self)
 
     @property
     def num_published(self) -> int:
         """Tokens of the sequence whose pages are in the tree."""
-        return self._published * self._cache.page_size
+        return self._published * self._leasing.page_size
 
     @property
     def num_own_pages(self) -> int:
@@ -141,7 +143,9 @@ class Lease:
             PoolExhausted: too few pages are free or evictable; nothing has changed then.
             TokenError: unusable ids. LeaseReleased: the lease has ended.
         """
-        self._cache._extend(self, b"" if tokens is NOTHING else token_bytes(tokens))
+        data = b"" if tokens is NOTHING else token_bytes(tokens)
+        with self._leasing.lock:
+            self._leasing.extend(self, data)
 
     def commit(self, num_tokens: SupportsIndex | None = None) -> int:
         """Publish: the KV of the first `num_tokens` tokens (all of them by default) is written.
@@ -157,7 +161,9 @@ class Lease:
         Raises:
             ConfigError: more tokens than have pages. LeaseReleased: the lease has ended.
         """
-        return self._cache._commit(self, self.num_tokens if num_tokens is None else as_count("num_tokens", num_tokens))
+        count = self.num_tokens if num_tokens is None else as_count("num_tokens", num_tokens)
+        with self._leasing.lock:
+            return self._leasing.commit(self, count)
 
     def retain(self, retention: Iterable[Retain]) -> None:
         """Say how much to keep which of its tokens, in place of what was said before: holds from the release on.
@@ -166,7 +172,7 @@ class Lease:
             ConfigError: ranges overlap. LeaseReleased: the lease has ended.
         """
         wishes = Retention(retention)
-        with self._cache._lock:
+        with self._leasing.lock:
             self._require_live()
             self._retention = wishes if wishes.ranges else None
 
@@ -176,7 +182,8 @@ class Lease:
         Raises:
             LeaseReleased: it had ended before.
         """
-        self._cache._release(self)
+        with self._leasing.lock:
+            self._leasing.release(self)
 
     def __enter__(self) -> Lease:
         self._require_live()
@@ -185,6 +192,11 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._released:
             self.release()
+
+    def _ended(self, tick: int, time_s: float) -> Ended:
+        """What a policy that learns is told when it ends."""
+        size, found = self._leasing.page_size, self._num_found
+        return Ended(tick, time_s, self.namespace, self._tag, self._data, size, self._published, found, self._continued)
 
     def _require_live(self) -> None:
         if self._released:
@@ -212,10 +224,10 @@ class Cursor:
     2
     """
 
-    __slots__ = ("_cache", "_data", "_lease", "_namespace", "_node", "_position")
+    __slots__ = ("_data", "_lease", "_leasing", "_namespace", "_node", "_position")
 
-    def __init__(self, cache: PrefixCache, namespace: bytes, data: bytearray, node: Node, position: int) -> None:
-        self._cache = cache
+    def __init__(self, leasing: Leasing, namespace: bytes, data: bytearray, node: Node, position: int) -> None:
+        self._leasing = leasing
         self._namespace = namespace
         self._data = data
         self._node = node
@@ -248,7 +260,7 @@ class Cursor:
             CursorBusy: a lease over it is live; append through the lease.
         """
         data = token_bytes(tokens)
-        with self._cache._lock:
+        with self._leasing.lock:
             self._require_idle()
             self._data += data
 
@@ -259,17 +271,17 @@ class Cursor:
             CursorBusy: a lease over it is live. ConfigError: it has fewer tokens.
         """
         keep = as_count("num_tokens", num_tokens)
-        with self._cache._lock:
+        with self._leasing.lock:
             self._require_idle()
             if not 0 <= keep <= self.num_tokens:
                 raise ConfigError("num_tokens", keep, f"0 to {self.num_tokens}")
             del self._data[keep * TOKEN_BYTES :]
-            self._position = min(self._position, keep // self._cache.page_size)
+            self._position = min(self._position, keep // self._leasing.page_size)
 
     def fork(self) -> Cursor:
         """Another cursor at the same place; pages stay shared. Cost: one copy of the token ids."""
-        with self._cache._lock:
-            return Cursor(self._cache, self._namespace, bytearray(self._data), self._node, self._position)
+        with self._leasing.lock:
+            return Cursor(self._leasing, self._namespace, bytearray(self._data), self._node, self._position)
 
     def _require_idle(self) -> None:
         if self._lease is not None:

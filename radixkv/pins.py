@@ -19,7 +19,7 @@ from radixkv.errors import ConfigError, PinBudgetExceeded, PinError, PinReleased
 from radixkv.node import Node
 
 if TYPE_CHECKING:
-    from radixkv.cache import PrefixCache
+    from radixkv.leasing import Leasing
 
 __all__ = ["Pin", "PinCost", "Pins", "Refusal"]
 
@@ -40,17 +40,17 @@ class Pin:
         num_tokens: tokens in them.
     """
 
-    __slots__ = ("_cache", "_node", "_released", "id", "namespace", "num_pages", "num_tokens", "owner")
+    __slots__ = ("_leasing", "_node", "_released", "id", "namespace", "num_pages", "num_tokens", "owner")
 
-    def __init__(self, cache: PrefixCache, pin_id: int, owner: str, node: Node) -> None:
-        self._cache = cache
+    def __init__(self, leasing: Leasing, pin_id: int, owner: str, node: Node) -> None:
+        self._leasing = leasing
         self._node = node  # holds this pin's one lock; the pinned prefix is the path to its end
         self._released = False
         self.id = pin_id
         self.owner = owner
         self.namespace = node.namespace
         self.num_pages = node.end
-        self.num_tokens = node.end * cache.page_size
+        self.num_tokens = node.end * leasing.page_size
 
     @property
     def released(self) -> bool:
@@ -63,7 +63,8 @@ class Pin:
         Raises:
             PinReleased: it had ended before.
         """
-        self._cache._unpin(self)
+        with self._leasing.lock:
+            self._leasing.unpin(self)
 
     def __enter__(self) -> Pin:
         if self._released:
@@ -201,9 +202,9 @@ class Pins:
             assert cost.owner_left_before is not None and self._owner_budget is not None
             raise PinBudgetExceeded(cost.owner_added_pages, cost.owner_left_before, cost.owner, self._owner_budget)
 
-    def add(self, cache: PrefixCache, owner: str, node: Node) -> Pin:
+    def add(self, leasing: Leasing, owner: str, node: Node) -> Pin:
         """A new pin of the path to the end of `node`, which the caller has locked."""
-        pin = Pin(cache, self._next, owner, node)
+        pin = Pin(leasing, self._next, owner, node)
         self._next += 1
         self._live[pin.id] = pin
         self.num_pages = self.count()

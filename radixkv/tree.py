@@ -26,14 +26,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol, final
+from typing import Final, Protocol, final
 
-from radixkv.errors import InvariantError
+from radixkv.match import Insertion, Match, Removal
 from radixkv.node import Account, Node
 from radixkv.prefix import TOKEN_BYTES, common_prefix_bytes
 from radixkv.siblings import Siblings, closest_of
 
-__all__ = ["Insertion", "LeafOrder", "Match", "RadixTree", "Removal"]
+__all__ = ["LeafOrder", "RadixTree"]
 
 _WIDE: Final = 16  # children; from here on their keys are also arranged for the neighbour search
 
@@ -46,51 +46,6 @@ class LeafOrder(Protocol):
 
     def discard(self, leaf: Node) -> None:
         """`leaf` may not be evicted any more."""
-
-
-@final
-class Match:
-    """Where the longest cached prefix ends. Never changed once made.
-
-    Attributes:
-        node: the node it ends in; the root when nothing matched.
-        num_pages: whole pages matched, counted from the root; lies in [node.start, node.end].
-        partial_page: a page whose first `partial_tokens` tokens continue the match, or -1.
-        partial_tokens: tokens of it that match, 0 <= partial_tokens < page_size.
-        partial_node: the node that holds `partial_page`; `node` when there is none.
-    """
-
-    __slots__ = ("node", "num_pages", "partial_node", "partial_page", "partial_tokens")
-
-    def __init__(self, node: Node, num_pages: int, partial_page: int, partial_tokens: int, partial_node: Node) -> None:
-        self.node = node
-        self.num_pages = num_pages
-        self.partial_page = partial_page
-        self.partial_tokens = partial_tokens
-        self.partial_node = partial_node
-
-
-@final
-class Insertion:
-    """What an insert did. Never changed once made.
-
-    Attributes:
-        node: the node that now ends exactly where the inserted tokens end.
-        num_duplicate: leading pages that the tree had already; the caller keeps those it handed in.
-    """
-
-    __slots__ = ("node", "num_duplicate")
-
-    def __init__(self, node: Node, num_duplicate: int) -> None:
-        self.node = node
-        self.num_duplicate = num_duplicate
-
-
-class Removal(NamedTuple):
-    """What `remove` did: the pages that left the tree, and how many stay because leases hold them."""
-
-    pages: array[int]
-    num_locked: int
 
 
 @final
@@ -449,45 +404,3 @@ class RadixTree:
             yield node
             if node.children is not None:
                 stack.extend(node.children.values())
-
-    def check(self) -> None:
-        """Recount everything and compare. Cost: O(tree).
-
-        Raises:
-            InvariantError: I2, I3, I4, I7 or I8 (docs/invariants.md) is broken.
-        """
-        num_pages = num_evictable = num_nodes = 0
-        for name, root in self.roots.items():
-            if root.namespace != name or root.parent is not None or not root.alive:
-                raise InvariantError("I8", root=root, namespace=name)
-            pages = evictable = 0
-            for node in self.walk(root):
-                self._check_node(node)
-                pages += len(node.pages)
-                evictable += 0 if node.guard_count else len(node.pages)
-                num_nodes += node.parent is not None
-            if (pages, evictable) != (root.account.num_pages, root.account.num_evictable):
-                raise InvariantError("I4", namespace=name, pages=pages, evictable=evictable)
-            num_pages += pages
-            num_evictable += evictable
-        counted = {"num_pages": num_pages, "num_evictable": num_evictable, "num_nodes": num_nodes}
-        kept = {"num_pages": self.num_pages, "num_evictable": self.num_evictable, "num_nodes": self.num_nodes}
-        if counted != kept:
-            raise InvariantError("I4", counted=counted, kept=kept)
-
-    def _check_node(self, node: Node) -> None:
-        children = node.children
-        if len(node.key) != len(node.pages) * self._page_bytes or (not node.pages) != (node.parent is None):
-            raise InvariantError("I2", node=node, key_bytes=len(node.key))
-        if children is not None and not children:
-            raise InvariantError("I2", node=node, reason="children is an empty dict, not None")
-        for first, child in (children or {}).items():
-            if first != child.key[: self._page_bytes] or child.parent is not node or child.start != node.end:
-                raise InvariantError("I3", node=node, child=child)
-            if not child.alive or child.account is not node.account:
-                raise InvariantError("I8", node=node, child=child)
-        if node.siblings is not None and sorted(node.siblings.keys()) != sorted(children or {}):
-            raise InvariantError("I3", node=node, reason="siblings differ from children")
-        guards = sum(child.guard_count > 0 for child in (children or {}).values()) + (node.lock_count > 0)
-        if node.guard_count != guards or node.lock_count < 0:
-            raise InvariantError("I7", node=node, guard_count=node.guard_count, counted=guards)

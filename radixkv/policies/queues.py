@@ -5,33 +5,45 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, Final
 
 from radixkv.node import Node
 
 __all__ = ["KeyQueue", "TickQueue"]
 
+_FEW: Final = 64  # leaves; no sweep is worth it below
+
 
 class TickQueue:
     """Leaves ordered by tick, oldest first.
 
-    Nearly every leaf arrives with the newest tick of all, and goes to the end of a linked list in O(1). A parent whose
-    last child was evicted, or the cold half of a split, comes back with an old tick: those few go to a `KeyQueue`, and
-    the oldest leaf is the older of the two heads.
+    Nearly every leaf arrives with the newest tick of all, and goes to the end of a linked list in O(1). One that was locked
+    for a while and not used (a prompt agreed with a few of its tokens) comes back to the place it had, which is kept. A
+    parent whose last child was evicted, or the cold half of a split, comes with an old tick and no place: those few go to
+    a `KeyQueue`, and the oldest leaf is the older of the two heads.
 
-    Cost: add and discard O(1), O(log n) for a leaf with an old tick; first O(1) amortised.
+        recent   9 · 12 · (14) · 15        (14) is away: its place is kept until it surfaces, or most places are of such
+        late     7 · 13                    the oldest is 7
+
+    Cost: add and discard O(1) amortised, O(log n) for a leaf with an old tick and no place; first O(1) amortised.
     """
 
-    __slots__ = ("_late", "_newest", "_recent")
+    __slots__ = ("_away", "_late", "_newest", "_recent")
 
     def __init__(self) -> None:
-        self._recent: OrderedDict[Node, int] = OrderedDict()
+        self._recent: OrderedDict[Node, int] = OrderedDict()  # leaf -> the tick it came with
+        self._away: set[Node] = set()  # those in `_recent` that were discarded
         self._newest = 0  # tick of the last leaf that went to `_recent`
         self._late = KeyQueue(_by_tick)
 
     def add(self, leaf: Node) -> None:
         """Put `leaf` in by its tick."""
         tick = leaf.tick
+        if leaf in self._away:
+            self._away.remove(leaf)
+            if self._recent[leaf] == tick:
+                return
+            del self._recent[leaf]
         if tick >= self._newest:
             self._recent[leaf] = self._newest = tick
         else:
@@ -39,22 +51,31 @@ class TickQueue:
 
     def discard(self, leaf: Node) -> None:
         """Take `leaf` out, if it is in."""
-        if self._recent.pop(leaf, None) is None:
+        if leaf not in self._recent:
             self._late.discard(leaf)
+            return
+        self._away.add(leaf)
+        if len(self._away) > _FEW and len(self._away) * 2 > len(self._recent):
+            for gone in self._away:
+                del self._recent[gone]
+            self._away.clear()
 
     def first(self) -> Node | None:
         """The leaf with the oldest tick, or None."""
-        late = self._late.first()
-        if not self._recent:
-            return late
-        leaf, tick = next(iter(self._recent.items()))
-        return leaf if late is None or late.tick > tick else late
+        late = self._late.first() if self._late else None
+        while self._recent:
+            leaf = next(iter(self._recent))
+            if leaf not in self._away:
+                return leaf if late is None or late.tick > leaf.tick else late
+            del self._recent[leaf]
+            self._away.remove(leaf)
+        return late
 
     def __len__(self) -> int:
-        return len(self._recent) + len(self._late)
+        return len(self._recent) - len(self._away) + len(self._late)
 
     def __contains__(self, leaf: Node) -> bool:
-        return leaf in self._recent or leaf in self._late
+        return (leaf in self._recent and leaf not in self._away) or leaf in self._late
 
 
 class KeyQueue:
@@ -85,7 +106,7 @@ class KeyQueue:
 
     def discard(self, leaf: Node) -> None:
         """Take `leaf` out, if it is in."""
-        if self._live.pop(leaf, None) is not None and len(self._heap) > 64 and len(self._live) * 4 < len(self._heap):
+        if self._live.pop(leaf, None) is not None and len(self._heap) > _FEW and len(self._live) * 4 < len(self._heap):
             self._heap = [entry for entry in self._heap if self._live.get(entry[2]) == entry[1]]
             heapify(self._heap)
 

@@ -975,7 +975,7 @@ def test_a_generation_tells_that_a_page_was_given_away():
         (lambda cache, lease: lease._own.append(0), "I1"),
         (lambda cache, lease: setattr(lease._node.account, "num_leased", 9), "I4"),
         (lambda cache, lease: setattr(lease._node.account, "num_evictable", 9), "I4"),
-        (lambda cache, lease: setattr(cache, "_num_leased", 9), "I4"),
+        (lambda cache, lease: setattr(cache._leasing, "num_leased", 9), "I4"),
         (lambda cache, lease: cache._tree.lock(lease._node), "I7"),
         (lambda cache, lease: setattr(lease, "_published", 3), "I7"),
         (lambda cache, lease: cache._allocator.policy.discard(cache._allocator.policy.victim()), "I5"),

@@ -10,6 +10,7 @@ CORE = (
     "prefix",
     "node",
     "siblings",
+    "match",
     "tree",
     "pages",
     "policies",
@@ -19,6 +20,8 @@ CORE = (
     "events",
     "namespace",
     "lease",
+    "leasing",
+    "stats",
     "cache",
     "errors",
 )

@@ -97,6 +97,30 @@ def test_leaves_that_left_do_not_pile_up():
     assert queue.first() is kept[0]
 
 
+def test_leaves_that_were_away_keep_their_place_and_do_not_pile_up():
+    queue = TickQueue()
+    kept = [leaf(tick) for tick in range(10)]
+    for node in kept:
+        queue.add(node)
+    for node in kept[::2]:
+        queue.discard(node)
+    assert [node in queue for node in kept] == [False, True] * 5
+    for node in kept[::2]:
+        queue.add(node)
+    assert len(queue) == 10
+    assert len(queue._late) == 0
+    for tick in range(10, 10_000):
+        node = leaf(tick)
+        queue.add(node)
+        queue.discard(node)
+    assert len(queue._recent) <= 2 * 64 + 2 * len(kept)
+    order = []
+    while (first := queue.first()) is not None:
+        order.append(first)
+        queue.discard(first)
+    assert order == kept
+
+
 def test_the_newest_tick_costs_no_heap_operation(monkeypatch):
     pushed = []
     monkeypatch.setattr(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import radixkv.siblings
+from radixkv.check import check_tree
 from radixkv.drawing import draw
 from radixkv.errors import InvariantError
 from radixkv.node import Account
@@ -103,7 +104,7 @@ def test_a_match_changes_nothing(drawn):
         drawn.match(sequence(query))
         assert drawn.structure() == before
         assert draw(drawn.tree, 200) == text
-    drawn.tree.check()
+    check_tree(drawn.tree)
 
 
 def test_a_match_may_start_in_the_middle_of_an_edge():
@@ -129,7 +130,7 @@ def test_match_equals_a_scan_over_all_that_was_inserted(page_size):
         if whole:
             forest.insert(whole)
             known.append(whole)
-        forest.tree.check()
+        check_tree(forest.tree)
 
 
 def common(left: list[int], right: list[int]) -> int:
@@ -154,7 +155,7 @@ def wide() -> tuple[Forest, np.ndarray]:
     data = rng.permutation(firsts).tobytes()
     for page in range(1, 100_001):
         forest.tree.insert(parent, 1, data[16 * page - 16 : 16 * page], array("i", [page]), page, 0)
-    forest.tree.check()
+    check_tree(forest.tree)
     return forest, firsts
 
 
@@ -237,7 +238,7 @@ def test_children_of_a_wide_node_leave_and_return():
             forest.tree.trim(inserted.pop(first), 1)
         else:
             inserted[first] = forest.insert([first % 7, first]).node
-        forest.tree.check()
+        check_tree(forest.tree)
         query = random.randrange(60)
         best = max((2 if other == query else other % 7 == query % 7) for other in inserted)
         found = forest.match([query % 7, query])
@@ -262,7 +263,7 @@ def test_the_four_cases_of_an_insert():
     assert (grown.num_duplicate, forest.tree.num_nodes, forest.tree.num_pages) == (3, 4, 8)
     below = forest.insert([1, 2, 5])  # 4: continues a node with children
     assert (below.num_duplicate, forest.tree.num_nodes, forest.tree.num_pages) == (2, 5, 9)
-    forest.tree.check()
+    check_tree(forest.tree)
     assert forest.found([1, 9, 8, 7, 6])[0] == [0, 7, 8, 12, 13]
 
 
@@ -279,7 +280,7 @@ def test_siblings_that_share_less_than_a_page_stand_side_by_side():
     for last in range(40):
         forest.insert([1, 2, 3, last])
     assert forest.tree.num_nodes == 40
-    forest.tree.check()
+    check_tree(forest.tree)
     assert forest.found([1, 2, 3, 17])[0] == [17]
     pages, page, tokens = forest.found([1, 2, 3, 99])
     assert (pages, tokens) == ([], 3)
@@ -294,7 +295,7 @@ def test_a_leaf_grows_only_while_nobody_else_holds_it():
     other = forest.insert([1, 2, 3, 4]).node
     assert other is not leaf
     assert other.parent is leaf
-    forest.tree.check()
+    check_tree(forest.tree)
 
 
 def test_a_trimmed_leaf_never_grows_again():
@@ -304,7 +305,7 @@ def test_a_trimmed_leaf_never_grows_again():
     child = forest.insert([1, 2, 9]).node
     assert child is not leaf
     assert (leaf.pages.tolist(), child.parent) == ([0, 1], leaf)
-    forest.tree.check()
+    check_tree(forest.tree)
 
 
 # -- split and locks -----------------------------------------------------------------------------------------------
@@ -321,7 +322,7 @@ def test_a_split_keeps_locks_and_cursors_where_they_end():
     assert node.parent is upper
     assert (node.lock_count, upper.lock_count, upper.guard_count) == (2, 0, 1)
     assert forest.tree.num_evictable == 0
-    forest.tree.check()
+    check_tree(forest.tree)
     assert forest.tree.climb(node, 4) == (node, 4)
     assert forest.tree.climb(node, 3) == (node, 3)
     assert forest.tree.climb(node, 2) == (upper, 2)
@@ -330,7 +331,7 @@ def test_a_split_keeps_locks_and_cursors_where_they_end():
     for left in (1, 0):
         forest.tree.unlock(node)
         assert forest.tree.num_evictable == (0 if left else 4)
-    forest.tree.check()
+    check_tree(forest.tree)
 
 
 def test_a_lock_protects_all_above_and_nothing_beside_or_below(drawn):
@@ -341,7 +342,7 @@ def test_a_lock_protects_all_above_and_nothing_beside_or_below(drawn):
     evicted = []
     while (leaf := drawn.policy.victim()) is not None:
         evicted += tree.trim(leaf, 1)
-        tree.check()
+        check_tree(tree)
     assert sorted(evicted) == [2, 5, 6, 7]
     assert drawn.found(sequence("abcdefghijkl"))[0] == [0, 1]
     tree.unlock(middle)
@@ -363,7 +364,7 @@ def test_a_second_lock_costs_no_walk_up_the_path():
     assert steps(lambda: forest.tree.lock(deep)) < 10
     assert steps(lambda: forest.tree.unlock(deep)) < 10
     assert steps(lambda: forest.tree.lock(deep.parent)) < 25
-    forest.tree.check()
+    check_tree(forest.tree)
 
 
 def steps(call) -> int:
@@ -395,7 +396,7 @@ def test_a_leaf_is_trimmed_from_its_end_no_more_than_asked():
     assert forest.tree.trim(leaf, 1).tolist() == [3]
     assert forest.tree.trim(leaf, 2).tolist() == [1, 2]
     assert (leaf.pages.tolist(), leaf.alive, forest.tree.num_pages) == ([0], True, 1)
-    forest.tree.check()
+    check_tree(forest.tree)
     assert forest.tree.trim(leaf, 9).tolist() == [0]
     assert not leaf.alive
     assert forest.tree.roots == {}
@@ -483,7 +484,7 @@ def test_remove_inside_a_page_takes_the_pages_that_begin_so():
     node = forest.insert([5, 4, 1, 7, 8, 9]).node  # the leaf grows: pages 6, then 8
     assert sorted(forest.tree.remove(node, 1, token_bytes([8])).pages) == []
     assert sorted(forest.tree.remove(node, 1, token_bytes([7])).pages) == [8]
-    forest.tree.check()
+    check_tree(forest.tree)
     assert forest.tree.num_pages == 1
 
 
@@ -494,7 +495,7 @@ def test_one_namespace_never_sees_another(drawn):
     assert drawn.found(sequence("abcdefgh"), OTHER) == ([], -1, 0)
     drawn.insert(sequence("abcd"), OTHER)
     assert drawn.found(sequence("abcdefgh"), OTHER) == ([8], -1, 0)
-    drawn.tree.check()
+    check_tree(drawn.tree)
     drawn.tree.remove(drawn.tree.root(OTHER), 0)
     assert drawn.found(sequence("abcdefgh"))[0] == [0, 1]
 
@@ -529,13 +530,13 @@ def test_show_of_a_large_tree_says_how_much_it_left_out():
 
 def broken(forest: Forest) -> str:
     with pytest.raises(InvariantError) as caught:
-        forest.tree.check()
+        check_tree(forest.tree)
     return caught.value.invariant
 
 
 def test_check_names_the_invariant_that_is_broken(drawn):
     tree, node = drawn.tree, drawn.match(sequence("abcdefgh")).node
-    tree.check()
+    check_tree(tree)
     for spoil, mend, name in (
         (lambda: setattr(node, "key", node.key + b"1234"), lambda: setattr(node, "key", node.key[:-4]), "I2"),
         (lambda: node.pages.append(9), node.pages.pop, "I2"),
@@ -552,7 +553,7 @@ def test_check_names_the_invariant_that_is_broken(drawn):
         spoil()
         assert broken(drawn) == name
         mend()
-        tree.check()
+        check_tree(tree)
     leaf = drawn.match(sequence("abcXabcX")).node
     leaf.children = {}
     assert broken(drawn) == "I2"

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from radixkv.allocator import Allocator
 from radixkv.cache import PrefixCache
 from radixkv.lease import Lease
+from radixkv.leasing import Leasing
 from radixkv.pages import PagePool
 from radixkv.pins import Pins
 from radixkv.policies import Levels, TickQueue
@@ -57,10 +58,8 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
             "upper.lock_count, node.lock_count = node.lock_count, 0; node.guard_count = 0; node.key = node.key[cut:]",
         ),
     ),
-    "duplicate pages leak": (
-        Edit(PrefixCache, "_commit", "self._allocator.pool.free(fresh[: done.num_duplicate])", "pass"),
-    ),
-    "duplicates are not renamed": (Edit(PrefixCache, "_commit", "lease._path = None", "pass"),),
+    "duplicate pages leak": (Edit(Leasing, "_hand_over", "self._allocator.pool.free(fresh[: done.num_duplicate])", "pass"),),
+    "duplicates are not renamed": (Edit(Leasing, "_hand_over", "lease._path = None", "pass"),),
     "an inner node is evicted": (
         Edit(RadixTree, "unlock", "if node.children is None:", "if True:"),
         _TRIM_CHECKS_NOTHING,
@@ -74,7 +73,7 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
         _TRIM_CHECKS_NOTHING,
     ),
     "the page to copy from is not locked": (
-        Edit(PrefixCache, "acquire", "self._tree.lock(found.partial_node)", "self._tree.lock(found.node)"),
+        Edit(Leasing, "_open", "self._tree.lock(node)", "self._tree.lock(found.node)"),
         Edit(Lease, "__init__", "self._node = found.partial_node", "self._node = found.node"),
     ),
     "narrowing forgets the page to copy from": (
@@ -106,34 +105,30 @@ FAULTS: dict[str, tuple[Edit, ...]] = {
     ),
     "a truncated cursor keeps its place": (
         Edit(
-            PrefixCache,
-            "acquire",
+            Leasing,
+            "open_cursor",
             "self._tree.climb(cursor._node, cursor._position)",
             "self._tree.climb(cursor._node, cursor._node.end)",
         ),
     ),
     "pages are evicted before it is sure that they suffice": (
-        Edit(
-            PrefixCache, "_allocate", "self._allocator.require(", "self._allocator.evict(missing); self._allocator.require("
-        ),
+        Edit(Leasing, "_allocate", "self._allocator.require(", "self._allocator.evict(missing); self._allocator.require("),
     ),
-    "a match inside an edge locks all of it": (Edit(PrefixCache, "_narrow", "self._wide.values()", "()"),),
+    "a match inside an edge locks all of it": (Edit(Leasing, "narrow", "self._wide.values()", "()"),),
     "a release touches pages it did not use": (
-        Edit(
-            PrefixCache, "_release", "node = self._tree.settle(node, position, self._tick, time_s)", "node.tick = self._tick"
-        ),
+        Edit(Leasing, "_settle", "node = self._tree.settle(node, position, self._tick, time_s)", "node.tick = self._tick"),
     ),
-    "a release keeps its unpublished pages": (Edit(PrefixCache, "_release", "self._allocator.pool.free(own)", "pass"),),
+    "a release keeps its unpublished pages": (Edit(Leasing, "release", "self._allocator.pool.free(own)", "pass"),),
     "a late leaf counts as the newest": (Edit(TickQueue, "add", "tick >= self._newest", "True"),),
     "the oldest of the late leaves is forgotten": (
-        Edit(TickQueue, "first", "return leaf if late is None or late.tick > tick else late", "return leaf"),
+        Edit(TickQueue, "first", "return leaf if late is None or late.tick > leaf.tick else late", "return leaf"),
     ),
     "eviction takes the head of an edge": (
         Edit(RadixTree, "trim", "pages = leaf.pages[keep:]", "pages = leaf.pages[:num_pages]"),
         Edit(RadixTree, "trim", "del leaf.pages[keep:]", "del leaf.pages[:num_pages]"),
     ),
     "the neighbour search looks one way": (Edit(Siblings, "closest", "max(index - 1, 0)", "index"),),
-    "the limit is ignored": (Edit(PrefixCache, "acquire", "found = self._cut(found, most)", "pass"),),
+    "the limit is ignored": (Edit(Leasing, "_open", "found = found.cut(limit, self.page_size)", "pass"),),
     "remove takes what leases hold": (
         Edit(RadixTree, "remove", "if member.guard_count:", "if False:"),
         _TRIM_CHECKS_NOTHING,
@@ -187,26 +182,26 @@ LIMIT_FAULTS: dict[str, tuple[Edit, ...]] = {
     "a quota is a page too large": (Edit(Quotas, "claim", "+ num_pages - most", "+ num_pages - most - 1"),),
     "reservations may be more than there is": (Edit(Quotas, "set", "self._num_pages - 1 - others", "self._num_pages - 1"),),
     "a refusal counts what wide locks hold": (
-        Edit(PrefixCache, "_allocate_within", "by_namespace(cover(self._ends()))", "None"),
+        Edit(Leasing, "_allocate_within", "by_namespace(cover(self._ends()))", "None"),
     ),
     "a refusal counts what others have reserved": (Edit(Quotas, "room", "if quota.reserved_pages and", "if False and"),),
     "pages go before it is sure that they suffice": (
         Edit(
-            PrefixCache,
+            Leasing,
             "_allocate_within",
             "if claim.over or claim.missing:",
             "if self._allocator.evict_of(claim.over, account) or claim.over or claim.missing:",
         ),
     ),
-    "lowering a quota forgets wide locks": (Edit(PrefixCache, "set_quota", "self._narrow()", "pass"),),
+    "lowering a quota forgets wide locks": (Edit(PrefixCache, "set_quota", "self._leasing.narrow()", "pass"),),
     "a pin pays for what others have pinned": (Edit(Pins, "cost", "_added(self.ends(), end)", "end.position"),),
     "a pin may take more than is left": (Edit(Pins, "require", 'cost.refusal == "budget"', "False"),),
     "owners have one budget together": (Edit(Pins, "ends", "pin.owner == owner", "True"),),
     "a pin locks all of the edge it ends in": (
-        Edit(PrefixCache, "pin", "self._tree.end_at(end.node, end.position)", "end.node"),
+        Edit(Leasing, "pin", "self._tree.end_at(end.node, end.position)", "end.node"),
     ),
-    "a released pin stays locked": (Edit(PrefixCache, "_unpin", "self._tree.unlock(pin._node)", "pass"),),
-    "pinned pages count as evictable": (Edit(PrefixCache, "_ends", "ends.extend(self._pins.ends())", "pass"),),
+    "a released pin stays locked": (Edit(Leasing, "unpin", "self._tree.unlock(pin._node)", "pass"),),
+    "pinned pages count as evictable": (Edit(Leasing, "_ends", "ends.extend(self.pins.ends())", "pass"),),
 }
 """What needs retention, pins or quotas to be seen: tests/core/limits.py walks there."""
 
