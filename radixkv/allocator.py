@@ -33,6 +33,7 @@ class Allocator:
     Attributes:
         levels: the policy, where it orders by level and namespace: from the first retention or quota on.
         quotas: what namespaces may hold; None while nobody has a quota.
+        num_pinnable: pages that pins may take, which reservations have to leave.
         on_evicted: called with whose, from which position of the path on, which pages were evicted, and the tick they were
             last used at.
 
@@ -40,7 +41,7 @@ class Allocator:
         ConfigError: no such policy, or no pages.
     """
 
-    __slots__ = ("_clock", "_fresh", "levels", "on_evicted", "policy", "pool", "quotas", "tree")
+    __slots__ = ("_clock", "_fresh", "levels", "num_pinnable", "on_evicted", "policy", "pool", "quotas", "tree")
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Allocator:
         self._fresh = _maker(policy, self.pool.num_pages)
         self.policy = self._fresh()
         self.levels = self._levels_of(self.policy)
+        self.num_pinnable = 0
         self.quotas: Quotas | None = None
         self.tree = RadixTree(page_size, self.policy)
         self.tree.merges = self.policy.merges
@@ -87,7 +89,7 @@ class Allocator:
         Raises:
             ConfigError: the reservations do not fit together.
         """
-        quotas = self.quotas if self.quotas is not None else Quotas(self.pool.num_pages)
+        quotas = self.quotas if self.quotas is not None else Quotas(self.pool.num_pages, self.num_pinnable)
         known = quotas.get(key) is not None
         kept = quotas.set(key, quota)
         leaves = self._leaves(key) if kept != known else []
@@ -110,14 +112,14 @@ class Allocator:
             return []
         return [node for node in self.tree.walk(root) if node in self.policy]
 
-    def require(self, num_pages: int, evictable: int, leased: int) -> None:
+    def require(self, num_pages: int, evictable: int, leased: int, pinned: int) -> None:
         """Raise where so many pages cannot be had.
 
         Raises:
             PoolExhausted: fewer are free or evictable.
         """
         if num_pages - self.pool.num_free > evictable:
-            raise PoolExhausted(num_pages, self.pool.num_free, evictable, leased)
+            raise PoolExhausted(num_pages, self.pool.num_free, evictable, leased, pinned)
 
     def allocate(self, num_pages: int) -> array[int]:
         """Take `num_pages` pages. The caller has made sure that so many are free or evictable."""

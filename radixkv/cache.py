@@ -52,7 +52,8 @@ class PrefixCache:
         fingerprint: of what computes the KV (weights, tokenizer, dtype, layout); part of every namespace.
         pin_budget_pages: pages that pins may hold, at most half of all; 0: nothing can be pinned.
         pin_budget_per_owner: pages that the pins of one owner may hold; None: no limit of its own.
-        on_event: called with every event, in order, inside the lock.
+        on_event: called with every event, in order, inside the lock. It must not raise: what it is told of is done by
+            then, and whoever asked for it would not get the result.
         clock: seconds, from any start; recency never depends on it, durations do.
 
     Thread safety: any thread may call anything; calls are serialised by one lock and never wait for each other's work.
@@ -88,6 +89,7 @@ class PrefixCache:
         per_owner = None if pin_budget_per_owner is None else as_count("pin_budget_per_owner", pin_budget_per_owner)
         budget = as_count("pin_budget_pages", pin_budget_pages)
         self._pins = Pins(budget, per_owner, self._allocator.pool.num_pages)
+        self._allocator.num_pinnable = budget
         self._lock = RLock()
         self._leasing = Leasing(self._allocator, self._pins, self._lock, on_event, clock)
 
@@ -100,7 +102,7 @@ class PrefixCache:
         *,
         limit: SupportsIndex | None = None,
         owner: str = "",
-        tag: int = 0,
+        tag: SupportsIndex = 0,
         retention: Iterable[Retain] = (),
     ) -> Lease:
         """Find the longest cached prefix of `tokens` and lease it.
@@ -113,8 +115,8 @@ class PrefixCache:
             namespace: a tenant's salt, or a `Namespace`; a cursor brings its own.
             limit: match at most so many tokens; an engine passes T - 1, since the last token's logits are needed.
             owner: whom to name when the lease is asked for by `leases()`.
-            tag: an opaque small integer about the request ("the session will continue"), which the policy `auto` may
-                learn from; others ignore it.
+            tag: an opaque small integer about the request ("the session will continue"), 0 to 15, which the policy
+                `auto` may learn from; others ignore it.
             retention: how much to keep which of its tokens; `Lease.retain` says or changes it later.
 
         Returns:
@@ -122,19 +124,21 @@ class PrefixCache:
 
         Raises:
             TokenError: unusable ids. NamespaceError: unusable namespace. ForeignLease: another cache's cursor.
-            CursorBusy: a lease over the cursor is live. ConfigError: a limit that is no integer, an unusable retention.
+            CursorBusy: a lease over the cursor is live. ConfigError: a limit or tag that is no integer, or an unusable
+                retention.
         """
         cursor = tokens if isinstance(tokens, Cursor) else None
         data = b"" if cursor is not None else token_bytes(tokens)
         most = -1 if limit is None else max(as_count("limit", limit), 0)
+        label = as_count("tag", tag)
         wishes = Retention(retention) if retention else None
         with self._lock:
             if cursor is None:
-                return self._leasing.open(self.namespace_key(namespace), data, most, owner, tag, wishes)
+                return self._leasing.open(self.namespace_key(namespace), data, most, owner, label, wishes)
             if cursor._leasing is not self._leasing:
                 raise ForeignLease("this cursor")
             cursor._require_idle()
-            return self._leasing.open_cursor(cursor, most, owner, tag, wishes)
+            return self._leasing.open_cursor(cursor, most, owner, label, wishes)
 
     def match(self, tokens: TokenInput, namespace: str | Namespace = "") -> int:
         """How many leading tokens are cached; touches nothing, not even recency. Cost: O(T) token compares."""

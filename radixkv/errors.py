@@ -140,15 +140,27 @@ class PoolExhausted(CacheError):
     free: int
     evictable: int
     leased: int
+    pinned: int
+    reserved: int
 
-    def __init__(self, needed: int, free: int, evictable: int, leased: int) -> None:
+    def __init__(self, needed: int, free: int, evictable: int, leased: int, pinned: int = 0, reserved: int = 0) -> None:
+        held = [f"{leased} held by leases"]
+        advice = ["release leases", "wait for running requests"]
+        if pinned:
+            held.append(f"{pinned} pinned")
+            advice.append("release pins")
+        if reserved:
+            held.append(f"{reserved} reserved for other namespaces")
+            advice.append("lower reservations")
         super().__init__(
-            f"needed {needed} pages, but {free} are free, {evictable} evictable and {leased} held by leases; "
-            "release leases, wait for running requests, or make the pool larger",
+            f"needed {needed} pages, but {free} are free and {evictable} evictable; {', '.join(held)}: "
+            f"{', '.join(advice)}, or make the pool larger",
             needed=needed,
             free=free,
             evictable=evictable,
             leased=leased,
+            pinned=pinned,
+            reserved=reserved,
         )
 
 

@@ -37,15 +37,18 @@ class Lease:
         namespace: the key of its namespace.
         num_matched: tokens found cached, inside a page or not.
         partial_tokens: tokens of `partial_page` that continue the whole matched pages; copy them instead of computing.
+            Either copy them before `extend`, or read both after it: where pages are so short that `extend` needs this one,
+            it gives it up, and `num_matched` ends with the whole pages.
     """
 
     __slots__ = (
-        "_continued",
         "_cursor",
         "_data",
         "_leasing",
         "_node",
         "_num_found",
+        "_num_others",
+        "_num_sought",
         "_own",
         "_partial_page",
         "_path",
@@ -70,6 +73,7 @@ class Lease:
         found: Match,
         cursor: Cursor | None,
         tag: int,
+        num_sought: int,
     ) -> None:
         self._leasing = leasing
         self.id = lease_id
@@ -78,8 +82,8 @@ class Lease:
         self._data = data  # the sequence: the prompt and what was appended, int32 bytes
         self._node = found.partial_node  # holds this lease's one lock
         self._published = self._num_found = found.num_pages  # leading pages that are in the tree
-        # the match ends with the pages of an earlier request
-        self._continued = found.node.children is None and found.num_pages == found.node.end
+        self._num_others = found.num_pages  # leading pages that others have published
+        self._num_sought = num_sought  # whole pages that might have been found
         self._tag = tag
         self._partial_page = found.partial_page
         self.partial_tokens = found.partial_tokens
@@ -196,7 +200,7 @@ class Lease:
     def _ended(self, tick: int, time_s: float) -> Ended:
         """What a policy that learns is told when it ends."""
         size, found = self._leasing.page_size, self._num_found
-        return Ended(tick, time_s, self.namespace, self._tag, self._data, size, self._published, found, self._continued)
+        return Ended(tick, time_s, self.namespace, self._tag, self._data, size, self._published, found, self._num_sought)
 
     def _require_live(self) -> None:
         if self._released:

@@ -18,7 +18,7 @@ from typing import final
 
 from radixkv.allocator import Allocator
 from radixkv.cover import PathEnd, by_namespace, cover, num_covered
-from radixkv.errors import ConfigError
+from radixkv.errors import ConfigError, PoolExhausted, QuotaExceeded
 from radixkv.events import Event, EventSink, Evicted, Looked, Pinned, Released, Reserved, Stored, Unpinned
 from radixkv.lease import Cursor, Lease
 from radixkv.match import Insertion, Match
@@ -112,7 +112,7 @@ class Leasing:
         lease._require_live()
         num_tokens = (len(lease._data) + len(data)) // TOKEN_BYTES
         needed = -(-num_tokens // self.page_size) - lease._published - len(lease._own)
-        pages = self._allocate(needed, lease._node.account) if needed > 0 else None
+        pages = self._allocate_for(lease, needed) if needed > 0 else None
         if data:
             if not isinstance(lease._data, bytearray):
                 lease._data = bytearray(lease._data)
@@ -158,10 +158,11 @@ class Leasing:
             LeaseReleased: it had ended before.
         """
         lease._require_live()
+        time_s = self._clock()
         del self.leases[lease.id]
         self._wide.pop(lease.id, None)
         self._tick += 1
-        node = self._settle(lease)
+        node = self._settle(lease, time_s)
         if lease._cursor is not None:
             lease._cursor._rest(node, lease._published)
         self._tree.unlock(node)
@@ -255,15 +256,15 @@ class Leasing:
             found = found.cut(limit, self.page_size)
         node = found.partial_node
         self._tree.lock(node)
-        lease = Lease(self, self._next, owner, namespace, data, found, cursor, tag)
+        num_tokens = len(data) // TOKEN_BYTES
+        sought = (min(limit, num_tokens) if limit >= 0 else num_tokens) // self.page_size
+        lease = Lease(self, self._next, owner, namespace, data, found, cursor, tag, sought)
         lease._retention = wishes
         self._next += 1
         self.leases[lease.id] = lease
-        if found.num_pages + (found.partial_page >= 0) < node.start + len(node.pages):
-            self._wide[lease.id] = lease
+        self._note_width(lease)
         if cursor is not None:
             cursor._lease = lease
-        num_tokens = len(data) // TOKEN_BYTES
         self.num_lookups += 1
         self.num_lookup_tokens += num_tokens
         self.num_hit_tokens += lease.num_matched
@@ -280,6 +281,7 @@ class Leasing:
             self._allocator.pool.free(fresh[: done.num_duplicate])
             del fresh[: done.num_duplicate]
             lease._path = None
+            lease._num_others = max(lease._num_others, whole - num_new + done.num_duplicate)
         self.num_leased -= num_new
         done.node.account.num_leased -= num_new
         lease._published = whole
@@ -287,25 +289,55 @@ class Leasing:
         self._move_lock(lease, done.node)
         self._wide.pop(lease.id, None)
 
-    def _settle(self, lease: Lease) -> Node:
+    def _settle(self, lease: Lease, time_s: float) -> Node:
         """The node where a lease ends, split there, used now, and locked by it; a root where it has published nothing."""
         node, position = self._tree.climb(lease._node, lease._published)
         if node.parent is not None:
-            time_s = self._clock()
             node = self._tree.settle(node, position, self._tick, time_s)
             if self._allocator.policy.learns:
                 node.mark = self._allocator.policy.ended(lease._ended(self._tick, time_s))
         self._move_lock(lease, node)
         if lease._retention is not None and node.parent is not None:
             self._allocator.use_levels()
-            lease._retention.apply(self._tree, node, lease._num_found)
+            lease._retention.apply(self._tree, node, lease._num_others)
         return node
+
+    def _stand_on(self, lease: Lease, partial_page: int, node: Node) -> None:
+        """Copy from that page, or from none, and lock `node` for it."""
+        lease._partial_page = partial_page
+        self._move_lock(lease, node)
+        self._note_width(lease)
+
+    def _note_width(self, lease: Lease) -> None:
+        """Remember whether a lease locks more of an edge than it uses."""
+        if lease._num_used < lease._node.end:
+            self._wide[lease.id] = lease
+        else:
+            self._wide.pop(lease.id, None)
 
     def _move_lock(self, lease: Lease, node: Node) -> None:
         if node is not lease._node:
             self._tree.lock(node)
             self._tree.unlock(lease._node)
             lease._node = node
+
+    def _allocate_for(self, lease: Lease, num_pages: int) -> array[int]:
+        """Pages for a lease. Where they cannot be had otherwise, it gives up the page it would copy a few tokens from."""
+        try:
+            return self._allocate(num_pages, lease._node.account)
+        except (PoolExhausted, QuotaExceeded):
+            if lease._partial_page < 0:
+                raise
+        page, node = lease._partial_page, lease._node
+        self._stand_on(lease, -1, self._tree.climb(node, lease._published)[0])
+        try:
+            pages = self._allocate(num_pages, lease._node.account)
+        except (PoolExhausted, QuotaExceeded):
+            self._stand_on(lease, page, node)
+            raise
+        lease.num_matched -= lease.partial_tokens
+        lease.partial_tokens = 0
+        return pages
 
     def _allocate(self, num_pages: int, account: Account) -> array[int]:
         """Free pages, or else the policy's victims; locked pages that no lease uses are unlocked first."""
@@ -315,7 +347,7 @@ class Leasing:
         if missing > 0:
             if missing > self._tree.num_evictable:
                 evictable = self._tree.num_pages - num_covered(cover(self._ends()))
-                self._allocator.require(num_pages, evictable, self.num_leased)
+                self._allocator.require(num_pages, evictable, self.num_leased, self.pins.num_pages)
             self.narrow()
         return self._allocator.allocate(num_pages)
 
@@ -326,7 +358,7 @@ class Leasing:
         if claim.over or claim.missing:
             if not claim.fits(quotas.room(self._tree, account)):
                 room = quotas.room(self._tree, account, by_namespace(cover(self._ends())))
-                quotas.refuse(account, claim, room, pool.num_free, self.num_leased)
+                quotas.refuse(account, claim, room, pool.num_free, self.num_leased, self.pins.num_pages)
             self.narrow()
             self._allocator.evict_of(claim.over, account)
             self._allocator.evict_for(num_pages - pool.num_free, account)

@@ -41,9 +41,12 @@ class Quota:
     reserved_pages: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_pages is not None and as_count("max_pages", self.max_pages) < 0:
-            raise ConfigError("max_pages", self.max_pages, "at least 0, or None for no limit")
+        if self.max_pages is not None:
+            object.__setattr__(self, "max_pages", as_count("max_pages", self.max_pages))
+            if self.max_pages < 0:
+                raise ConfigError("max_pages", self.max_pages, "at least 0, or None for no limit")
         reserved = as_count("reserved_pages", self.reserved_pages)
+        object.__setattr__(self, "reserved_pages", reserved)
         if reserved < 0:
             raise ConfigError("reserved_pages", reserved, "at least 0")
         if self.max_pages is not None and reserved > self.max_pages:
@@ -61,10 +64,11 @@ class Usage(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Pages that a request may evict: of its own namespace, and of all."""
+    """Pages that a request may evict: of its own namespace, and of all; and those that are reserved for others."""
 
     own: int
     total: int
+    spared: int
 
 
 class Claim(NamedTuple):
@@ -85,24 +89,27 @@ class Quotas:
 
     Args:
         num_pages: pages of the cache.
+        num_pinnable: of these, how many pins may take: reservations must leave them, too.
     """
 
-    __slots__ = ("_by_key", "_num_pages")
+    __slots__ = ("_by_key", "_num_pages", "_num_pinnable")
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, num_pinnable: int = 0) -> None:
         self._by_key: dict[bytes, Quota] = {}
         self._num_pages = num_pages
+        self._num_pinnable = num_pinnable
 
     def set(self, key: bytes, quota: Quota) -> bool:
         """Keep a quota, or forget it where it limits nothing; whether it is kept. Cost: O(quotas).
 
         Raises:
-            ConfigError: all reservations together would leave no page for anybody else.
+            ConfigError: all reservations and the pins' budget together would leave no page for anybody else.
         """
         others = sum(other.reserved_pages for name, other in self._by_key.items() if name != key)
-        most = self._num_pages - 1 - others
+        most = max(self._num_pages - 1 - self._num_pinnable - others, 0)
         if quota.reserved_pages > most:
-            raise ConfigError("reserved_pages", quota.reserved_pages, f"at most {most}, since {others} are reserved already")
+            expected = f"at most {most}, since {others} are reserved already and pins may take {self._num_pinnable}"
+            raise ConfigError("reserved_pages", quota.reserved_pages, expected)
         if quota.max_pages is None and quota.reserved_pages == 0:
             self._by_key.pop(key, None)
             return False
@@ -138,14 +145,15 @@ class Quotas:
                 never less: locks may reach further than what is used.
         """
         total = tree.num_evictable if used is None else tree.num_pages - sum(used.values())
+        spared = 0
         for key, quota in self._by_key.items():
             root = tree.roots.get(key)
             if quota.reserved_pages and root is not None and root.account is not account:
                 evictable = _evictable(root.account, used)
-                total -= max(evictable - self.spare(root.account, account), 0)
-        return Room(_evictable(account, used), total)
+                spared += max(evictable - self.spare(root.account, account), 0)
+        return Room(_evictable(account, used), total - spared, spared)
 
-    def refuse(self, account: Account, claim: Claim, room: Room, num_free: int, num_leased: int) -> None:
+    def refuse(self, account: Account, claim: Claim, room: Room, num_free: int, num_leased: int, num_pinned: int) -> None:
         """Raise where a claim does not fit.
 
         Raises:
@@ -156,7 +164,7 @@ class Quotas:
             used = account.num_pages + account.num_leased
             raise QuotaExceeded(quota.namespace, claim.num_pages, quota.max_pages, used, room.own)
         if claim.missing > room.total:
-            raise PoolExhausted(claim.num_pages, num_free, room.total, num_leased)
+            raise PoolExhausted(claim.num_pages, num_free, room.total, num_leased, num_pinned, room.spared)
 
     def spare(self, account: Account, asker: Account | None) -> int:
         """Pages of a namespace's tree that a request of `asker` may evict, locked or not. Cost: O(1)."""

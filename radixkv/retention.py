@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
+from numbers import Real
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, final
 
 from radixkv.errors import ConfigError
@@ -58,15 +59,19 @@ class Retain:
     decay: Literal["step", "linear"] = "step"
 
     def __post_init__(self) -> None:
-        start, priority = as_count("start", self.start), as_count("priority", self.priority)
-        if start < 0:
-            raise ConfigError("start", start, "a token's index, at least 0")
-        if self.stop is not None and as_count("stop", self.stop) <= start:
-            raise ConfigError("stop", self.stop, f"above start={start}, or None for an open end")
-        if not 0 <= priority <= 100:
-            raise ConfigError("priority", priority, "0 to 100")
-        if self.ttl_s is not None and not (isinstance(self.ttl_s, (int, float)) and isfinite(self.ttl_s) and self.ttl_s > 0):
-            raise ConfigError("ttl_s", self.ttl_s, "seconds, more than 0, or None for no end")
+        for name in ("start", "priority") if self.stop is None else ("start", "stop", "priority"):
+            object.__setattr__(self, name, as_count(name, getattr(self, name)))
+        if self.start < 0:
+            raise ConfigError("start", self.start, "a token's index, at least 0")
+        if self.stop is not None and self.stop <= self.start:
+            raise ConfigError("stop", self.stop, f"above start={self.start}, or None for an open end")
+        if not 0 <= self.priority <= 100:
+            raise ConfigError("priority", self.priority, "0 to 100")
+        ttl_s: object = self.ttl_s
+        if ttl_s is not None:
+            if isinstance(ttl_s, bool) or not isinstance(ttl_s, Real) or not 0 < float(ttl_s) < inf:
+                raise ConfigError("ttl_s", ttl_s, "seconds, more than 0, or None for no end")
+            object.__setattr__(self, "ttl_s", float(ttl_s))
         if self.decay not in ("step", "linear"):
             raise ConfigError("decay", self.decay, "'step' or 'linear'")
 
@@ -125,10 +130,10 @@ class Retention:
                 raise ConfigError("retention", given[index - 1], f"to stop where the next one starts, {given[index].start}")
         self.ranges = tuple(given)
 
-    def apply(self, tree: RadixTree, node: Node, num_found: int) -> None:
+    def apply(self, tree: RadixTree, node: Node, num_others: int) -> None:
         """Mark the path that ends with `node`, which is locked. It is split where the mark changes, nowhere else.
 
-        On the first `num_found` pages, which the request found, and on those that carry a wish already, the stronger of
+        On the first `num_others` pages, which others have published, and on those that carry a wish already, the stronger of
         the two holds, where no wish counts as the default. Its own new pages get what it says.
 
         Cost: O(nodes of the path), and O(edge) for a split.
@@ -143,9 +148,9 @@ class Retention:
                     assert below.parent is not None, below
                     below = below.parent
                 low = max(first, below.start)
-                if low < num_found < last:
-                    low = num_found
-                if _holds(wish, below.retain, low >= num_found):
+                if low < num_others < last:
+                    low = num_others
+                if _holds(wish, below.retain, low >= num_others):
                     below = _cut_out(tree, below, low, last)
                     below.retain = wish if wish.priority != DEFAULT_PRIORITY else None
                 last = low

@@ -96,7 +96,7 @@ class Slru:
     learns = False
 
     def __init__(self, num_pages: int, protected: float = 0.8) -> None:
-        self._room = int(num_pages * (1 - protected))  # pages of leaves on probation, at least
+        self._room = num_pages - int(num_pages * protected)  # pages of leaves on probation, at least
         self._probation: OrderedDict[Node, int] = OrderedDict()  # in the order they came; pages they had then
         self._num_probation = 0
         self._protected = TickQueue()

@@ -1,7 +1,8 @@
-"""A guard for policies that learn: what plain LRU would have hit, exactly, and whether to trust anything else.
+"""A guard for policies that learn: what plain LRU would have hit, and whether to trust anything else.
 
 LRU needs no second cache to be known. Its pages, by the request that used them last, are one run of each request's path,
-oldest requests first; an eviction shortens the oldest run. So a count a request is all there is:
+oldest requests first; an eviction shortens the oldest run. So a count a request is all there is, exact but for pages that
+leave by other means, of which it is not told (docs/design/0007-auto.md):
 
     request     4      5      7                  capacity 9, the next one comes with 4 pages of its own
     pages    [2, 6) [0, 1) [3, 7)      ─▶      5: [0, 1)   7: [3, 7)   8: [0, 4)           4's run is gone

@@ -61,7 +61,7 @@ class Hazard:
         self._changed: set[int] = set()  # rows whose head may be another
         self._victim: Node | None = None  # the last one named
         self._version = 0  # of the model's index that `_values` are from
-        self._looked_s = 0.0
+        self._looked_s = -np.inf
         self._open(0)
 
     def sibling(self) -> Hazard:

@@ -110,6 +110,7 @@ class Levels:
         "_groups",
         "_heads",
         "_make",
+        "_now_s",
         "_places",
         "_serial",
         "_shared",
@@ -134,6 +135,7 @@ class Levels:
         self._heads: list[_Head] = []  # of every group, the stale ones too; used while there are groups
         self._changed: dict[_Group, None] = {}  # groups whose first leaf may be another, in order of change
         self._serial = 0
+        self._now_s = -inf  # the latest time seen: levels never rise because a clock was set back
         self.num_falls = 0
 
     def set_clock(self, clock: Callable[[], float]) -> None:
@@ -146,7 +148,7 @@ class Levels:
         """Put `leaf` into the order of its group and level."""
         level = DEFAULT_PRIORITY
         if leaf.retain is not None:
-            standing = leaf.retain.standing(leaf.time_s, self._clock())
+            standing = leaf.retain.standing(leaf.time_s, self._now())
             level = standing.level
             if standing.due_s < inf:
                 self._due_s[leaf] = standing.due_s
@@ -269,17 +271,21 @@ class Levels:
         """Put every leaf whose level has changed by now where it belongs. Cost: O(log n) for each."""
         if not self._due_s:
             return
-        now_s = self._clock()
+        now_s = self._now()
         while (leaf := self._due.first()) is not None and self._due_s[leaf] <= now_s:
             self.discard(leaf)
             self.add(leaf)
             self.num_falls += 1
 
+    def _now(self) -> float:
+        self._now_s = max(self._now_s, self._clock())
+        return self._now_s
+
     # -- checks -------------------------------------------------------------------------------------------------------
 
     def misplaced(self, leaf: Node) -> bool:
         """Whether `leaf`, which is in the order, is not where its namespace and its retention say; for checks."""
-        now_s = self._clock()
+        now_s = self._now()
         if self._due_s.get(leaf, inf) <= now_s:
             return False  # the next victim's turn will move it
         level = leaf.retain.standing(leaf.time_s, now_s).level if leaf.retain is not None else DEFAULT_PRIORITY

@@ -21,7 +21,7 @@ class Ended(NamedTuple):
         page_size: tokens in a page.
         num_pages: pages of the path it ends at.
         num_found: whole pages that it found cached when it began.
-        continued: what it found ended where the pages of an earlier request end, so it goes on from there.
+        num_sought: whole pages that its look-up might have found: those of the prompt it began with, or of its limit.
     """
 
     tick: int
@@ -32,7 +32,7 @@ class Ended(NamedTuple):
     page_size: int
     num_pages: int
     num_found: int
-    continued: bool
+    num_sought: int
 
 
 class Policy(Protocol):

@@ -12,6 +12,7 @@ like the others: it counts for as much as it has been right.
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 from radixkv.node import Node
@@ -54,7 +55,7 @@ class ReuseModel:
     Memory: 256 to 512 B a page of the cache, at least 4 MiB; 2 MiB for the statistics.
 
     Attributes:
-        now_s: when the last request ended, on the cache's clock.
+        now_s: when the last request ended, on the cache's clock; -inf before the first.
         version: how often `index` was made; 0 before there is one.
         index: [rows][age buckets] hits a second.
     """
@@ -69,7 +70,7 @@ class ReuseModel:
         self._request = 0
         self._next_look = _SOONEST
         self._rows: dict[int, int] = {_UNKNOWN: 0}  # class -> row, in order of appearance
-        self.now_s = 0.0
+        self.now_s = -inf
         self.version = 0
         self.index: list[list[float]] = []
 
@@ -107,8 +108,7 @@ class ReuseModel:
         rows = self._row(mark.known_class), self._row(mark.fresh_class)
         self._stats.begin(number, self.now_s, request.num_pages, known, rows)
         num_lru = self._lru.touch(number, runs, request.num_pages)
-        # the last token of a prompt is always computed, so a page may go unfound that LRU has too
-        self._guard.note(request.num_found, num_lru if num_lru - request.num_found != 1 else request.num_found)
+        self._guard.note(request.num_found, min(num_lru, request.num_sought))
         if number >= self._next_look:
             self._next_look = number + min(max(number // 8, _SOONEST), _LATEST)
             self.index = self._stats.index(len(self._rows), number, self.now_s).tolist()

@@ -127,7 +127,7 @@ class LimitsWalk:
         self.size, self.num_pages = random.choice((1, 2, 3)), random.choice((8, 10, 12, 16))
         self.policy = random.choice(sorted(POLICIES))
         self.now_s = 0
-        budget = random.choice((self.num_pages // 2, self.num_pages // 2, 3))
+        budget = random.choice((self.num_pages // 2, 3, 2))
         self.budget, self.owner_budget = budget, random.choice((None, None, budget // 2))
         self.cache = PrefixCache(
             self.num_pages,
@@ -154,14 +154,15 @@ class LimitsWalk:
     def path(self, name: bytes, ids: Ids, num_pages: int) -> list[Key]:
         return [(name, ids[: end * self.size]) for end in range(1, num_pages + 1)]
 
-    def protected(self) -> set[Key]:
+    def protected(self, giving: Held | None = None) -> set[Key]:
+        """What leases and pins stand on; `giving` has given up the page it would copy from."""
         keys = {key for one in self.pinned for key in one.keys}
         for held in self.held:
             if not held.lease.released:
                 used = held.lease.num_published // self.size
                 keys.update(self.path(held.name, held.ids, used))
                 partial = held.lease.partial_page
-                if partial is not None:
+                if partial is not None and held is not giving:
                     end = next(key for key, page in resident(self.cache).items() if page == partial)
                     keys.update(self.path(held.name, end[1], len(end[1]) // self.size))
         return keys
@@ -301,24 +302,31 @@ class LimitsWalk:
         held = Held(lease, namespace_key(namespace), ids, lease.num_published // self.size, wishes)
         self.held.append(held)
         if self.random.random() < 0.75 and self.fill(held):  # else its lock may reach further than what it uses
-            lease.commit(self.random.choice((len(ids), len(ids), len(ids) // 2)))
+            start = lease.num_published // self.size
+            duplicates = lease.commit(self.random.choice((len(ids), len(ids), len(ids) // 2)))
+            held.num_found = max(held.num_found, start + duplicates if duplicates else 0)
             self.sync()
         return held
 
     def fill(self, held: Held) -> bool:
         """Whether it got its pages; the model says which error there must be."""
-        there, safe, name = resident(self.cache), self.protected(), held.name
+        there, name = resident(self.cache), held.name
         needed = -(-len(held.ids) // self.size) - held.lease.num_published // self.size - held.lease.num_own_pages
         most, _ = self.quotas.get(name, (None, 0))
         used = self.of(name, there) + self.leased(name)
         over = 0 if most is None else max(used + needed - most, 0)
         num_free = self.cache.stats().num_free
-        own = self.of(name, there.keys() - safe)
         others = [one for one in map(namespace_key, NAMESPACES) if one != name]
-        loose = {one: self.of(one, there.keys() - safe) for one in others}
         spare = {one: max(self.of(one, there) - self.quotas.get(one, (None, 0))[1], 0) for one in others}
-        total = own + sum(min(loose[one], spare[one]) for one in others)
-        if needed > 0 and (over > own or needed - num_free > total):
+        for giving in (None, held):  # the page that it would copy from is given up where nothing else helps
+            safe = self.protected(giving)
+            own = self.of(name, there.keys() - safe)
+            loose = {one: self.of(one, there.keys() - safe) for one in others}
+            total = own + sum(min(loose[one], spare[one]) for one in others)
+            refused = needed > 0 and (over > own or needed - num_free > total)
+            if not refused or held.lease.partial_page is None:
+                break
+        if refused:
             before = snapshot(self.cache), self.cache.quotas(), self.cache._tree.num_nodes
             if over > own:
                 error = raised(QuotaExceeded, held.lease.extend)
@@ -440,13 +448,14 @@ class LimitsWalk:
         name = namespace_key(namespace)
         used = self.of(name, resident(self.cache)) + self.leased(name)
         most = random.choice((None, None, 2, 4, max(used - 1, 0), max(used - 2, 0), self.num_pages // 2, self.num_pages))
-        reserved = random.choice((0, 0, 1, 2, self.num_pages // 2, self.num_pages - 1))
+        most_reserved = self.num_pages - 1 - self.budget
+        reserved = random.choice((0, 0, 1, most_reserved // 2, most_reserved, most_reserved, self.num_pages - 1))
         self.limit(namespace, most, reserved)
 
     def limit(self, namespace: str, most: int | None, reserved: int) -> None:
         name = namespace_key(namespace)
         others = sum(quota[1] for other, quota in self.quotas.items() if other != name)
-        if (most is not None and reserved > most) or reserved > self.num_pages - 1 - others:
+        if (most is not None and reserved > most) or reserved > max(self.num_pages - 1 - self.budget - others, 0):
             before = snapshot(self.cache), self.cache.quotas()
             raised(ConfigError, self.cache.set_quota, namespace, most, reserved)
             assert (snapshot(self.cache), self.cache.quotas()) == before

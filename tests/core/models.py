@@ -308,7 +308,13 @@ class World:
         total = held.ids + ids
         needed = max(0, -(-len(total) // model.page_size) - held.published - len(held.own))
         evictable = len(model.pages.keys() - model.protected())
+        partial = held.partial
+        if needed > model.num_free + evictable and partial is not None:
+            held.partial = None  # the page it would copy from is given up where nothing else helps
+            evictable = len(model.pages.keys() - model.protected())
+            self.seen["partial pages given up"] += needed <= model.num_free + evictable
         if needed > model.num_free + evictable:
+            held.partial = partial
             before = snapshot(self.cache)
             error = raised(PoolExhausted, held.lease.extend, list(ids))
             assert (error.needed, error.free, error.evictable, error.leased) == (
@@ -321,6 +327,8 @@ class World:
             self.seen["exhaustions"] += 1
             return False
         held.lease.extend(list(ids))
+        if held.partial is None:
+            assert held.lease.partial_tokens == 0
         self.seen["evictions"] += len(model.evict(needed - model.num_free))
         held.ids = total
         if held.cursor:

@@ -21,6 +21,7 @@ from radixkv.errors import (
 )
 from radixkv.events import Evicted, Looked, Released, Removed, Reserved, Stored
 from radixkv.namespace import Namespace, digest_fields
+from radixkv.policies import POLICIES
 from radixkv.tree import RadixTree
 from tests.conftest import NATIVE
 from tests.core.models import Replayer, resident, snapshot
@@ -232,7 +233,8 @@ def test_a_pool_that_is_too_small_is_named_and_nothing_has_changed():
         with pytest.raises(PoolExhausted) as caught:
             lease.extend([3] * 40)
         error = caught.value
-        assert (error.free, error.evictable, error.leased) == (4, 1, 3)
+        gives_up = lease is inside_page  # the page it would copy from
+        assert (error.free, error.evictable, error.leased) == (4, 1 + gives_up, 3)
         assert error.needed > error.free + error.evictable
         assert str(error.needed) in str(error)
         assert snapshot(cache) == before
@@ -240,6 +242,49 @@ def test_a_pool_that_is_too_small_is_named_and_nothing_has_changed():
     cache.check()
     inside_edge.extend([9] * 6)  # 5 pages: the 4 that are free, and the one that can be evicted
     assert cache.stats().num_free == 0
+    cache.check()
+
+
+@pytest.mark.parametrize("quota", [None, 4])
+def test_a_request_that_fits_is_not_kept_out_by_the_page_it_would_copy_from(quota):
+    cache = PrefixCache(4 if quota is None else 50, 2)
+    if quota is not None:
+        cache.set_quota("", max_pages=quota)
+    fill(cache, range(8))
+    with cache.acquire([0, 50, 51, 52, 53, 54, 55, 56]) as lease:
+        assert (lease.num_matched, lease.partial_tokens) == (1, 1)
+        lease.extend()
+        assert (lease.num_matched, lease.partial_tokens, lease.partial_page) == (0, 0, None)
+        lease.commit()
+        cache.check()
+    assert cache.match([0, 50, 51, 52, 53, 54, 55, 56]) == 8
+
+
+def test_a_page_to_copy_from_is_kept_where_giving_it_up_would_not_help():
+    cache = PrefixCache(4, 2)
+    fill(cache, range(8))
+    lease = cache.acquire([0, 1, 2, 3, 4, 90])
+    assert (lease.num_matched, lease.partial_tokens) == (5, 1)
+    before = snapshot(cache)
+    with pytest.raises(PoolExhausted):
+        lease.extend([7] * 6)
+    assert snapshot(cache) == before
+    assert (lease.num_matched, lease.partial_tokens) == (5, 1)
+    cache.check()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_tag_is_a_number_or_refused_before_anything_is_leased(policy):
+    cache = PrefixCache(8, 2, policy=policy)
+    for bad in ("x", None, [1], float("nan")):
+        with pytest.raises(ConfigError) as caught:
+            cache.acquire([1, 2, 3, 4], tag=bad)
+        assert caught.value.setting == "tag"
+    assert cache.leases() == ()
+    for odd in (np.uint8(9), -3, 10**9):
+        with cache.acquire([1, 2, 3, 4], tag=odd) as lease:
+            lease.extend()
+            lease.commit()
     cache.check()
 
 

@@ -296,3 +296,25 @@ def test_check_sees_a_leaf_in_the_wrong_order(spoil):
     spoil(cache)
     with pytest.raises(InvariantError):
         cache.check()
+
+
+def test_pins_and_reservations_together_leave_a_page_for_everybody_else():
+    cache = PrefixCache(10, 1, pin_budget_pages=5)
+    with pytest.raises(ConfigError) as caught:
+        cache.set_quota("b", reserved_pages=5)
+    assert "pins may take 5" in str(caught.value)
+    cache.set_quota("b", reserved_pages=4)
+
+
+def test_a_pool_that_is_full_of_what_is_pinned_and_reserved_says_so():
+    cache = PrefixCache(10, 1, pin_budget_pages=5)
+    cache.set_quota("b", reserved_pages=4)
+    for ids, namespace in ((range(5), "a"), (range(5), "b")):
+        with cache.acquire(ids, namespace) as lease:
+            lease.extend()
+            lease.commit()
+    cache.pin(range(5), "a", owner="me")
+    with cache.acquire(range(50, 52), "z") as lease, pytest.raises(PoolExhausted) as caught:
+        lease.extend()
+    assert (caught.value.evictable, caught.value.pinned, caught.value.reserved) == (1, 5, 4)
+    assert "lower reservations" in str(caught.value)

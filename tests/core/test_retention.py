@@ -5,6 +5,7 @@ from fractions import Fraction
 from math import inf
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -464,5 +465,42 @@ def test_a_retention_is_its_ranges_in_order():
 @pytest.mark.pure
 @pytest.mark.parametrize("seed", [1])
 def test_retention_pins_and_quotas_equal_their_model_on_long_walks(seed):
-    seen = limits_walk(seed, num_worlds=180)
+    seen = limits_walk(seed, num_worlds=240)
     assert min(seen[name] for name in SITUATIONS) >= 20, seen
+
+
+def test_numbers_of_any_integer_type_mean_the_same():
+    for kind in (np.uint32, np.int64, np.int8, np.uint8):
+        cache = PrefixCache(32, 2)
+        with cache.acquire(range(16), retention=[Retain(kind(0), kind(5), kind(0), np.float32(9))]) as lease:
+            lease.extend()
+            lease.commit()
+        cache.check()
+        levels = [(node.start, node.end, node.retain is not None) for node in cache._tree.walk() if node.parent]
+        assert levels == [(0, 3, True), (3, 8, False)]
+        assert all(type(number) is int for level in levels for number in level[:2])
+
+
+@pytest.mark.parametrize("back", [5.0, 99.0])
+def test_a_clock_that_is_set_back_hangs_nothing_and_raises_no_level(back):
+    times = iter([0.0] * 3 + [100.0])
+    cache = PrefixCache(8, 2, clock=lambda: next(times, back))
+    with cache.acquire(range(8), retention=[Retain(0, None, 80, ttl_s=50)]) as lease:
+        lease.extend()
+        lease.commit()
+    assert cache.evict(1) == 1
+    cache.check()
+    assert cache.evict(9) == 3
+
+
+def test_nobody_lowers_pages_that_another_published_first():
+    cache = PrefixCache(32, 2)
+    first, second = cache.acquire(range(8)), cache.acquire(range(8), retention=[Retain(0, None, 0)])
+    for lease in (first, second):
+        lease.extend()
+        lease.commit()
+        lease.release()
+    with cache.acquire(range(8), limit=7, retention=[Retain(0, None, 0)]) as lease:
+        lease.extend()
+        lease.commit()
+    assert all(node.retain is None for node in cache._tree.walk())

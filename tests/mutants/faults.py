@@ -170,7 +170,7 @@ LIMIT_FAULTS: dict[str, tuple[Edit, ...]] = {
     ),
     "a wish reaches beyond its range": (Edit(Retention, "apply", "if wish.stop is None else", "if True else"),),
     "a wish begins a page early": (Edit(Retention, "apply", "-(-wish.start // size)", "wish.start // size"),),
-    "a request lowers what it only found": (Edit(Retention, "apply", "low >= num_found)", "True)"),),
+    "a request lowers what it only found": (Edit(Retention, "apply", "low >= num_others)", "True)"),),
     "a wish marks whole nodes": (Edit(Retention, "apply", "below = _cut_out(tree, below, low, last)", "pass"),),
     "a switch of policy forgets the quotas' groups": (
         Edit(Allocator, "set_policy", "levels.set_group(key, quota.reserved_pages, ())", "pass"),
@@ -180,7 +180,9 @@ LIMIT_FAULTS: dict[str, tuple[Edit, ...]] = {
     ),
     "pages of leases do not count in a quota": (Edit(Quotas, "claim", "+ account.num_leased", ""),),
     "a quota is a page too large": (Edit(Quotas, "claim", "+ num_pages - most", "+ num_pages - most - 1"),),
-    "reservations may be more than there is": (Edit(Quotas, "set", "self._num_pages - 1 - others", "self._num_pages - 1"),),
+    "reservations may be more than there is": (
+        Edit(Quotas, "set", "self._num_pages - 1 - self._num_pinnable - others", "self._num_pages - 1"),
+    ),
     "a refusal counts what wide locks hold": (
         Edit(Leasing, "_allocate_within", "by_namespace(cover(self._ends()))", "None"),
     ),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections import deque
 
 import numpy as np
 import pytest
@@ -255,3 +256,35 @@ def test_a_sibling_has_leaves_of_its_own_and_learns_with_the_others():
     sibling.add(new)
     assert (policy.victim(), len(policy), len(sibling)) == (old, 1, 2)
     assert sibling.victim() is new
+
+
+def hot_and_twice(width: int, distance: int) -> list[list[int]]:
+    """In turns of 10,000: a hot set among one-off prompts, then prompts that each come exactly twice, far apart."""
+    chance, queue, fresh, made = random.Random(0), deque(), 10**6, []
+    for index in range(20_000):
+        if index < 10_000 and chance.random() < 0.5:
+            name = chance.randrange(100)
+        elif index >= 10_000 and queue and queue[0][0] <= index:
+            name = queue.popleft()[1]
+        else:
+            fresh += 1
+            name = fresh
+            if index >= 10_000:
+                queue.append((index + distance, name))
+        made.append([name * 10 + page for page in range(width)])
+    return made
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_prompts_of_one_page_are_guarded_as_well(width):
+    found = {}
+    for policy in ("lru", "auto"):
+        seconds = iter(range(10**6))
+        cache = PrefixCache(300 * width, 1, policy=policy, clock=lambda seconds=seconds: float(next(seconds)))
+        found[policy] = 0
+        for prompt in hot_and_twice(width, 230):
+            with cache.acquire(prompt) as lease:
+                found[policy] += lease.num_matched
+                lease.extend()
+                lease.commit()
+    assert found["auto"] >= found["lru"] - 0.01 * 20_000 * width
