@@ -200,7 +200,7 @@ def _has_negative(data: bytes) -> bool:
     """Whether any int32 in `data` has its sign bit set (the top byte of each is the fourth: little-endian)."""
     if len(data) <= _SMALL:
         return not data[3::4].isascii()
-    return bool(np.frombuffer(data, np.int32).min() < 0)
+    return int(np.frombuffer(data, np.int32).min()) < 0
 
 
 def _named_error(ids: Sequence[object]) -> TokenTypeError | TokenRangeError:
