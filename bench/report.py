@@ -1,4 +1,4 @@
-"""Write the README's tables from bench/results: `python -m bench.report`.
+"""Write the tables of the README and of docs/replay.md from bench/results: `python -m bench.report`.
 
 A table stands between `<!-- bench:NAME -->` and `<!-- end -->`; it shows the newest rows of NAME.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bench.common import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
+REPLAY = README.parent / "docs/replay.md"
+PAGES = (README, REPLAY)
 
 COLUMNS = {
     "engine_chat": {
@@ -75,6 +78,8 @@ def _key(bench: str) -> str:
 
 
 def _table(bench: str) -> str:
+    if bench == "eviction":
+        return _evictions()
     rows, columns = newest(bench), COLUMNS[bench]
     if not rows:
         return ""
@@ -100,6 +105,36 @@ def _by_index(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(indexes.values())
 
 
+def _evictions() -> str:
+    """Every policy at every capacity, and how far it is from LRU to the optimum."""
+    path = RESULTS / "eviction.jsonl"
+    if not path.exists():
+        return ""
+    rows = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        rows[row["trace"], row["policy"], row["percent"]] = row
+    percents = sorted({percent for _, _, percent in rows})
+    lines = ["| trace | policy | " + " | ".join(f"{percent} %" for percent in percents) + " | mean | worst, points |"]
+    lines.append("|" + "---|" * (len(percents) + 4))
+    for trace, policy in dict.fromkeys((trace, policy) for trace, policy, _ in rows):
+        mine = [rows[trace, policy, percent] for percent in percents]
+        pressed = [row["gap_closed"] for row in mine if row["pressure"]]
+        mean = f"{100 * fmean(pressed):+.1f}" if pressed and policy not in ("lru", "min") else ""
+        worst = f"{min(row['points_over_lru'] for row in mine):+.2f}" if mean else ""
+        cells = [_evicted(row) for row in mine]
+        lines.append(f"| {trace} | {policy} | " + " | ".join(cells) + f" | {mean} | {worst} |")
+    return "\n".join(lines) + "\n"
+
+
+def _evicted(row: dict[str, Any]) -> str:
+    hit = f"{100 * row['page_hit_rate']:.2f}"
+    if row["policy"] in ("lru", "min") or row["gap_closed"] is None:
+        return hit
+    closed = f"{100 * row['gap_closed']:+.0f}"
+    return f"{hit} (**{closed}**)" if row["pressure"] else f"{hit} ({closed})"
+
+
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
@@ -107,4 +142,5 @@ def _cell(value: object) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
