@@ -94,11 +94,10 @@ def test_an_accuracy_that_is_no_probability_is_refused(traces):
 def test_a_request_is_used_at_its_time_in_the_trace(monkeypatch):
     seen: list[float] = []
 
-    class Timed(PrefixCache):
-        def __init__(self, *args, clock, **more):
-            super().__init__(*args, clock=lambda: seen.append(clock()) or seen[-1], **more)
+    def timed(*args, clock, **more):
+        return PrefixCache(*args, clock=lambda: seen.append(clock()) or seen[-1], **more)
 
-    monkeypatch.setattr("radixkv.replay.simulate.PrefixCache", Timed)
+    monkeypatch.setattr("radixkv.replay.simulate.PrefixCache", timed)
     with Workload.of(requests_of([[0, 1], [0, 2], [0, 1, 3]])) as workload:
         assert workload.times.tolist() == [0.0, 1.0, 2.0]
         simulate(workload, "auto", 8)
