@@ -5,7 +5,7 @@ as the bytes of a native int32 array. Anything a tokenizer may hand over is conv
 
     list[int], array, numpy, torch, raw bytes  --Tokens()-->  data: bytes, 4 bytes a token, every id in 0..2**31-1
 
-Reading boxed integers out of a list costs some 20 ns a token, 3 compiled, ten times the compare that follows; whoever
+Reading boxed integers out of a list costs 20 to 40 ns a token, 5 to 8 compiled, many times the compare that follows; whoever
 holds tokens as a buffer (numpy, torch, bytes) pays a copy only, and whoever keeps a `Tokens` pays nothing again.
 """
 
@@ -47,7 +47,7 @@ class Tokens(Sequence[int]):
     Args:
         ids: [T] token ids, T >= 0, as anything in `TokenInput`. Raw bytes are native int32, 4 bytes a token.
 
-    Cost: one copy for buffers (about 0.1 ns a byte), about 20 ns a token for lists, 3 compiled; free for a `Tokens`.
+    Cost: one copy for buffers (about 0.1 ns a byte), 20 to 40 ns a token for lists, 5 to 8 compiled; free for a `Tokens`.
 
     Raises:
         TokenTypeError: not one flat sequence of integers.

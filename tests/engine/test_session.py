@@ -6,6 +6,7 @@ import pytest
 
 from radixkv import errors
 from radixkv.engine import SamplingParams
+from radixkv.engine.engine import WILL_CONTINUE
 
 pytestmark = pytest.mark.model
 SHORT = SamplingParams(max_tokens=12)
@@ -168,3 +169,17 @@ def test_a_stream_that_is_never_read_leaves_the_session_as_it_was(engine):
         session.stream("Name a fruit.", SHORT)
         assert len(session.tokens) == 0
         assert session.send("Name a bird.", SHORT).text
+
+
+def test_a_session_says_that_it_will_continue_and_a_lone_prompt_does_not(fp32_engine, monkeypatch):
+    tags, real = [], fp32_engine.cache.acquire
+
+    def acquire(*args, tag=0, **more):
+        tags.append(tag)
+        return real(*args, tag=tag, **more)
+
+    monkeypatch.setattr(fp32_engine.cache, "acquire", acquire)
+    fp32_engine.generate("Hello", SamplingParams(max_tokens=1))
+    with fp32_engine.chat() as session:
+        session.send("Hello", SamplingParams(max_tokens=1))
+    assert tags == [0, WILL_CONTINUE]
