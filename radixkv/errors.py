@@ -23,6 +23,11 @@
     │   ├── RequestTooLarge              needs more pages than the whole pool has
     │   ├── SessionClosed                a chat was used after close()
     │   ├── SessionBusy                  a chat was used while a turn of it is being answered
+    │   ├── QueueFull                    too many requests wait already
+    │   ├── DeadlineExceeded             a request had not ended when its time was over
+    │   ├── SessionNotFound              no session of this id, or it has expired
+    │   ├── StructureError               an answer's form (JSON schema, grammar) that cannot be enforced
+    │   ├── RepositoryError              a source tree that cannot be asked about
     │   ├── RequestInterrupted           whoever drove the engine was interrupted in the middle of a step
     │   ├── ChatTemplateMissing          the model has no chat template
     │   └── EngineClosed                 the engine was used after close()
@@ -45,6 +50,7 @@ __all__ = [
     "ChecksumMismatch",
     "ConfigError",
     "CursorBusy",
+    "DeadlineExceeded",
     "EmptyTokensError",
     "EngineClosed",
     "EngineError",
@@ -62,12 +68,16 @@ __all__ = [
     "PinReleased",
     "PoolExhausted",
     "PromptTooLong",
+    "QueueFull",
     "QuotaExceeded",
     "RadixKVError",
+    "RepositoryError",
     "RequestInterrupted",
     "RequestTooLarge",
     "SessionBusy",
     "SessionClosed",
+    "SessionNotFound",
+    "StructureError",
     "TokenError",
     "TokenRangeError",
     "TokenTypeError",
@@ -310,6 +320,58 @@ class SessionBusy(EngineError):
         super().__init__(
             "another turn of this session is open or came first; read or close its stream before the next, or fork() earlier"
         )
+
+
+class QueueFull(EngineError):
+    """Too many requests wait already; `retry_after_s` is when there should be room."""
+
+    waiting: int
+    limit: int
+    retry_after_s: float
+
+    def __init__(self, waiting: int, limit: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"{waiting} requests wait already and the limit is {limit}; try again in {retry_after_s:.0f} s, "
+            "or raise max_waiting",
+            waiting=waiting,
+            limit=limit,
+            retry_after_s=retry_after_s,
+        )
+
+
+class DeadlineExceeded(EngineError):
+    """A request had not ended when its time was over; what it computed stays cached."""
+
+    def __init__(self, deadline_s: float, num_generated: int) -> None:
+        super().__init__(
+            f"the request had generated {num_generated} tokens when its {deadline_s:g} s were over; "
+            "ask again (what it computed is cached), or give it more time",
+            deadline_s=deadline_s,
+            num_generated=num_generated,
+        )
+
+
+class SessionNotFound(EngineError):
+    """No session of this id: never opened, closed, or expired."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"there is no session {session_id!r}; it was closed or has expired: open a new one", session_id=session_id
+        )
+
+
+class StructureError(EngineError):
+    """A form of the answer (JSON schema, grammar) that cannot be enforced."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what} cannot be enforced: {reason}", what=what, reason=reason)
+
+
+class RepositoryError(EngineError):
+    """A source tree that cannot be asked about."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path} cannot be asked about: {reason}", path=path, reason=reason)
 
 
 class RequestInterrupted(EngineError):

@@ -1,4 +1,4 @@
-"""The embedded engine: `from radixkv.engine import Engine`. Needs the `engine` extra (torch, transformers).
+"""The engine: `from radixkv.engine import Engine`. Needs the `engine` extra (torch, transformers).
 
 Names are loaded when first used, so that fetching a model or asking for help does not wait for torch.
 """
@@ -9,21 +9,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from radixkv.engine.config import EngineConfig, SamplingParams
+    from radixkv.engine.config import EngineConfig
     from radixkv.engine.engine import Engine, EngineStats
+    from radixkv.engine.options import RequestOptions
     from radixkv.engine.output import Chunk, Completion
     from radixkv.engine.sampler import TokenLogprob
+    from radixkv.engine.sampling import SamplingParams
+    from radixkv.engine.serving import Answer, AsyncEngine
     from radixkv.engine.session import Session
 
-__all__ = ["Chunk", "Completion", "Engine", "EngineConfig", "EngineStats", "SamplingParams", "Session", "TokenLogprob"]
+__all__ = [
+    "Answer",
+    "AsyncEngine",
+    "Chunk",
+    "Completion",
+    "Engine",
+    "EngineConfig",
+    "EngineStats",
+    "RequestOptions",
+    "SamplingParams",
+    "Session",
+    "TokenLogprob",
+]
 
 _HOMES = {
+    "Answer": "serving",
+    "AsyncEngine": "serving",
     "Chunk": "output",
     "Completion": "output",
     "Engine": "engine",
     "EngineConfig": "config",
     "EngineStats": "engine",
-    "SamplingParams": "config",
+    "RequestOptions": "options",
+    "SamplingParams": "sampling",
     "Session": "session",
     "TokenLogprob": "sampler",
 }

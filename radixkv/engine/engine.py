@@ -26,10 +26,12 @@ import torch
 
 from radixkv.cache import CacheStats, PrefixCache
 from radixkv.engine.build import EngineParts, build, build_random
-from radixkv.engine.config import EngineConfig, SamplingParams
+from radixkv.engine.config import EngineConfig
+from radixkv.engine.options import RequestOptions
 from radixkv.engine.output import Chunk, Completion, FinishReason
 from radixkv.engine.request import Request
 from radixkv.engine.runner import Work
+from radixkv.engine.sampling import SamplingParams
 from radixkv.engine.session import Session
 from radixkv.engine.tokenizer import Tokenizer
 from radixkv.engine.view import NO_ORIGIN, ViewPool
@@ -155,7 +157,8 @@ class Engine:
                 stays cached.
         """
         several = _as_prompts(prompts)
-        requests = [self._request(prompt, params, namespace, cache) for prompt in several]
+        options = RequestOptions(namespace=namespace, cache=cache)
+        requests = [self._request(prompt, params, options) for prompt in several]
         self._submit(requests)
         try:
             while not all(request.finished for request in requests):
@@ -177,7 +180,7 @@ class Engine:
         Raises:
             As `generate`; when called, not when first read.
         """
-        return self._read(self._request(prompt, params, namespace, cache))
+        return self._read(self._request(prompt, params, RequestOptions(namespace=namespace, cache=cache)))
 
     def chat(self, system: str | None = None, *, namespace: str | Namespace = "", cache: bool | None = None) -> Session:
         """Open a conversation. Its history is kept as exact token ids and never tokenised again.
@@ -419,12 +422,12 @@ class Engine:
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        namespace: str | Namespace,
-        cache: bool | None,
+        options: RequestOptions | None,
         cursor: Cursor | None = None,
     ) -> Request:
         """Check a prompt and make its request."""
         self._require_open()
+        options = options if options is not None else RequestOptions()
         params = params if params is not None else SamplingParams()
         tokens = self._tokens(prompt)
         if not len(tokens):
@@ -436,13 +439,13 @@ class Engine:
             raise PromptTooLong(len(tokens), self.max_context)
         if params.stop and self._tokenizer is None:
             raise ConfigError("stop", params.stop, "stop_token_ids: this engine has no tokenizer")
-        self.cache.namespace_key(namespace)
+        self.cache.namespace_key(options.namespace)
         request = Request(
             tokens,
             params,
-            namespace=namespace,
+            namespace=options.namespace,
             cursor=cursor,
-            use_cache=self._use_cache(cache),
+            use_cache=self._use_cache(options.cache),
             tokenizer=self._tokenizer,
             max_context=self.max_context,
             eos_ids=self._eos_ids,
@@ -485,6 +488,11 @@ class Engine:
     def _require_open(self) -> None:
         if self._closed:
             raise EngineClosed
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or runs."""
+        return bool(self._waiting or self._running)
 
     # -- look at ------------------------------------------------------------------------------------------------------
 

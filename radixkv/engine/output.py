@@ -27,6 +27,8 @@ class Completion:
         ttft_s: from the request to its first token.
         total_s: from the request to its last token.
         logprobs: one for each generated token, if asked for.
+        written_tokens: of the computed ones, how many are cached from now on (whole pages).
+        stopped_by: the stop text or token that ended it; None for the model's own end and for everything else.
     """
 
     text: str
@@ -38,6 +40,8 @@ class Completion:
     ttft_s: float
     total_s: float
     logprobs: tuple[TokenLogprob, ...] | None = None
+    written_tokens: int = 0
+    stopped_by: str | int | None = None
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -48,8 +52,18 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One step of a streamed answer: a token, the text it completes (often none), and at the end the completion."""
+    """One step of a streamed answer: a token, the text it completes (often none), and at the end the completion.
+
+    Attributes:
+        text: what became certain to show.
+        token_id: the token; None in the last chunk.
+        completion: in the last chunk only.
+        cached_tokens: prompt tokens taken from the cache: final, from the first chunk on.
+        logprob: of the token, if asked for.
+    """
 
     text: str
     token_id: int | None
     completion: Completion | None = None
+    cached_tokens: int = 0
+    logprob: TokenLogprob | None = None

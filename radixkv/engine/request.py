@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from radixkv.engine.config import SamplingParams
 from radixkv.engine.output import Chunk, Completion, FinishReason
 from radixkv.engine.sampler import Sampler, TokenLogprob
+from radixkv.engine.sampling import SamplingParams
 from radixkv.engine.tokenizer import TextStream, Tokenizer
 from radixkv.engine.view import WorkingView
 from radixkv.lease import Cursor, Lease
@@ -74,6 +74,7 @@ class Request:
         self._sampler: Sampler | None = None
         self._stream = TextStream(tokenizer, params.stop) if tokenizer is not None else None
         self._text: list[str] = []
+        self._stopped_by: str | int | None = None
         self._started = perf_counter()
         self._first: float | None = None
 
@@ -111,8 +112,12 @@ class Request:
         ended = token_id in self.stop_ids
         text = "" if ended or self._stream is None else self._stream.push(token_id)
         self._text.append(text)
-        self.chunks.append(Chunk(text, token_id))
-        if ended or (self._stream is not None and self._stream.stopped):
+        self.chunks.append(Chunk(text, token_id, cached_tokens=self.cached, logprob=logprob))
+        if self._stream is not None and self._stream.stopped:
+            self._stopped_by = self._stream.stopped
+        elif token_id in self.params.stop_token_ids:
+            self._stopped_by = token_id
+        if ended or self._stopped_by is not None:
             return "stop"
         return "length" if len(self.output) >= self.max_output else None
 
@@ -131,6 +136,7 @@ class Request:
             ttft_s=(self._first or now) - self._started,
             total_s=now - self._started,
             logprobs=tuple(self.logprobs) if self.params.logprobs is not None else None,
+            stopped_by=self._stopped_by,
         )
-        self.chunks.append(Chunk(tail, None, completion))
+        self.chunks.append(Chunk(tail, None, completion, cached_tokens=self.cached))
         self.completion = completion  # last: a reader that sees it finds every chunk

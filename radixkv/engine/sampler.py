@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from radixkv.engine.config import SamplingParams
+from radixkv.engine.sampling import SamplingParams
 
 __all__ = ["Sampler", "TokenLogprob"]
 

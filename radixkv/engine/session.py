@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from radixkv.engine.config import SamplingParams
+from radixkv.engine.options import RequestOptions
 from radixkv.engine.output import Chunk, Completion
 from radixkv.engine.request import Request
+from radixkv.engine.sampling import SamplingParams
 from radixkv.errors import ConfigError, SessionBusy, SessionClosed
 from radixkv.namespace import Namespace
 from radixkv.tokens import Tokens
@@ -84,7 +85,8 @@ class Session:
         before = self._cursor.num_tokens
         tail = self._tail(message)
         cursor = self._cursor if self._cache else None
-        request = self._engine._request(self._cursor.tokens + tail, params, self._namespace, self._cache, cursor)
+        options = RequestOptions(namespace=self._namespace, cache=self._cache)
+        request = self._engine._request(self._cursor.tokens + tail, params, options, cursor)
         return self._read(request, tail, message, before)
 
     def _tail(self, message: dict[str, str]) -> Tokens:

@@ -1,0 +1,225 @@
+"""asyncio in front of the engine: one thread owns model, tree and pool; everybody else sends it what to do.
+
+    event loop                                   the engine's thread
+    submit, cancel, call ──▶ inbox (a queue) ──▶ between two steps: take all of it, then step while there is work
+    Answer ◀── call_soon_threadsafe ◀─────────── the chunks of a step, all requests' in one wake-up
+
+Nobody polls: the thread sleeps on its inbox while there is nothing to compute, an `Answer` on a future of its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from radixkv.engine.options import RequestOptions
+from radixkv.engine.output import Chunk, Completion
+from radixkv.engine.sampling import SamplingParams
+from radixkv.errors import EngineClosed
+
+if TYPE_CHECKING:
+    from radixkv.engine.engine import Engine, Prompt
+    from radixkv.engine.request import Request
+
+__all__ = ["Answer", "AsyncEngine"]
+
+log = logging.getLogger("radixkv.engine")
+T = TypeVar("T")
+
+
+class Answer:
+    """One request's answer as it comes: an async iterator of chunks, whose last one carries the completion.
+
+    Leaving it unfinished does not end the request: `cancel()` does, as does `async with`.
+    """
+
+    def __init__(self, front: AsyncEngine, request: Request) -> None:
+        self._front = front
+        self._request = request
+        self._chunks: deque[Chunk] = deque()
+        self._error: BaseException | None = None
+        self._ended = False
+        self._news = asyncio.Event()
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        while not self._chunks:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        return self._chunks.popleft()
+
+    async def result(self) -> Completion:
+        """Read to the end.
+
+        Raises:
+            RadixKVError: what ended the request instead.
+        """
+        completion = None
+        async for chunk in self:
+            completion = chunk.completion
+        assert completion is not None
+        return completion
+
+    def cancel(self) -> None:
+        """End the request, if it has not ended; its pages are free by the next step. Safe to call twice."""
+        if not self._ended:
+            self._front._send(lambda engine: engine._cancel([self._request]))
+
+    async def __aenter__(self) -> Answer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    def _take(self, chunks: list[Chunk], ended: bool, error: BaseException | None) -> None:
+        """On the event loop: what a step brought."""
+        self._chunks.extend(chunks)
+        self._ended, self._error = ended, error
+        self._news.set()
+
+
+class AsyncEngine:
+    """An engine served by a thread of its own, for one event loop.
+
+    Args:
+        engine: from now on nobody else may step it; it is closed with this object.
+
+    Raises:
+        RuntimeError: made outside a running event loop.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._inbox: SimpleQueue[Callable[[Engine], object] | None] = SimpleQueue()
+        self._answers: dict[int, Answer] = {}  # by id of the request; the engine's thread only
+        self._closing = False
+        self._gone = self._loop.create_future()
+        self._thread = Thread(target=self._run, name="radixkv-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs and takes requests."""
+        return self._thread.is_alive() and not self._closing
+
+    async def submit(
+        self, prompt: Prompt, params: SamplingParams | None = None, options: RequestOptions | None = None
+    ) -> Answer:
+        """Put a request in the queue.
+
+        Raises:
+            As `Engine.generate`. QueueFull: too many wait. EngineClosed: after close().
+        """
+        if self._closing:
+            raise EngineClosed
+        request = await asyncio.to_thread(self.engine._request, prompt, params, options)
+        answer = Answer(self, request)
+
+        def enter(engine: Engine) -> None:
+            engine._submit([request])
+            self._answers[id(request)] = answer
+
+        try:
+            await self.call(enter)
+        except asyncio.CancelledError:
+            answer.cancel()  # after `enter` in the inbox, so nothing is left running
+            raise
+        return answer
+
+    async def call(self, act: Callable[[Engine], T]) -> T:
+        """Run `act` on the engine's thread, between two steps, and wait for what it returns or raises."""
+        if self._closing:
+            raise EngineClosed
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def run(engine: Engine) -> None:
+            try:
+                outcome, error = act(engine), None
+            except Exception as failure:
+                outcome, error = None, failure
+            self._tell(_resolve, done, outcome, error)
+
+        self._send(run)
+        return await done
+
+    async def close(self) -> None:
+        """Cancel what runs, end the thread and close the engine. Safe to call twice."""
+        if not self._closing:
+            self._closing = True
+            self._inbox.put(None)
+        await asyncio.shield(self._gone)
+
+    # -- the engine's thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._take_in(wait=not self.engine.busy):
+                if self.engine.busy:
+                    self.engine.step()
+                self._hand_out()
+        except BaseException:
+            log.exception("the engine's thread ended")
+        finally:
+            self._closing = True
+            self.engine.close()
+            self._hand_out()
+            self._tell(self._gone.set_result, None)
+
+    def _take_in(self, *, wait: bool) -> bool:
+        """Do everything in the inbox; False when it says to end."""
+        try:
+            act = self._inbox.get(block=wait)
+            while act is not None:
+                act(self.engine)
+                act = self._inbox.get_nowait()
+        except Empty:
+            return True
+        return False
+
+    def _hand_out(self) -> None:
+        """Send what the last step brought, all of it in one call to the event loop."""
+        parcels = []
+        for key, answer in list(self._answers.items()):
+            request = answer._request
+            ended = request.finished
+            if request.chunks or ended:
+                chunks, request.chunks = request.chunks, []
+                parcels.append((answer, chunks, ended, request.error))
+                if ended:
+                    del self._answers[key]
+        if parcels:
+            self._tell(_deliver, parcels)
+
+    def _send(self, act: Callable[[Engine], object]) -> None:
+        self._inbox.put(act)
+
+    def _tell(self, act: Callable[..., object], *args: object) -> None:
+        """Have the event loop call `act`; it may be gone by now, and nobody waits then."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(act, *args)
+
+
+def _deliver(parcels: list[tuple[Answer, list[Chunk], bool, BaseException | None]]) -> None:
+    for answer, chunks, ended, error in parcels:
+        answer._take(chunks, ended, error)
+
+
+def _resolve(done: asyncio.Future[Any], outcome: object, error: Exception | None) -> None:
+    if done.cancelled():
+        return
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(outcome)
