@@ -28,7 +28,7 @@ from radixkv.errors import ConfigError, ForeignLease, NamespaceError
 from radixkv.events import EventSink, Removed
 from radixkv.lease import Cursor, Lease
 from radixkv.leasing import Leasing
-from radixkv.match import Removal
+from radixkv.match import Probe, Removal
 from radixkv.namespace import Namespace, namespace_key
 from radixkv.node import Account, Node
 from radixkv.pins import Pin, PinCost, Pins
@@ -142,13 +142,24 @@ class PrefixCache:
 
     def match(self, tokens: TokenInput, namespace: str | Namespace = "") -> int:
         """How many leading tokens are cached; touches nothing, not even recency. Cost: O(T) token compares."""
+        return self.probe(tokens, namespace).num_matched
+
+    def probe(self, tokens: TokenInput, namespace: str | Namespace = "") -> Probe:
+        """As `match`, and how much of it a lease would not take from what can be evicted: the part locked already.
+
+        For a scheduler that asks what a request would need before it starts. Touches nothing. Cost: O(T) token compares.
+        """
         data = token_bytes(tokens)
         with self._lock:
             root = self._tree.roots.get(self.namespace_key(namespace))
             if root is None:
-                return 0
+                return Probe(0, 0)
             found = self._tree.match(root, 0, data)
-            return found.num_pages * self.page_size + found.partial_tokens
+            node = found.partial_node
+            while node.guard_count == 0 and node.parent is not None:
+                node = node.parent
+            num_matched = found.num_pages * self.page_size + found.partial_tokens
+            return Probe(num_matched, min(node.end * self.page_size, num_matched))
 
     def cursor(self, namespace: str | Namespace = "", tokens: TokenInput = ()) -> Cursor:
         """A handle on a growing sequence, whose later look-ups and commits cost its new tokens only."""

@@ -26,6 +26,7 @@
     │   ├── QueueFull                    too many requests wait already
     │   ├── DeadlineExceeded             a request had not ended when its time was over
     │   ├── SessionNotFound              no session of this id, or it has expired
+    │   ├── TooManySessions              as many sessions are open as may be
     │   ├── StructureError               an answer's form (JSON schema, grammar) that cannot be enforced
     │   ├── RepositoryError              a source tree that cannot be asked about
     │   ├── RequestInterrupted           whoever drove the engine was interrupted in the middle of a step
@@ -81,6 +82,7 @@ __all__ = [
     "TokenError",
     "TokenRangeError",
     "TokenTypeError",
+    "TooManySessions",
     "UnsupportedModel",
 ]
 
@@ -331,7 +333,7 @@ class QueueFull(EngineError):
 
     def __init__(self, waiting: int, limit: int, retry_after_s: float) -> None:
         super().__init__(
-            f"{waiting} requests wait already and the limit is {limit}; try again in {retry_after_s:.0f} s, "
+            f"{waiting} requests wait already and the limit is {limit}; try again in {retry_after_s:g} s, "
             "or raise max_waiting",
             waiting=waiting,
             limit=limit,
@@ -357,6 +359,20 @@ class SessionNotFound(EngineError):
     def __init__(self, session_id: str) -> None:
         super().__init__(
             f"there is no session {session_id!r}; it was closed or has expired: open a new one", session_id=session_id
+        )
+
+
+class TooManySessions(EngineError):
+    """As many sessions are open as may be: in all, or of one namespace."""
+
+    num_open: int
+    limit: int
+
+    def __init__(self, num_open: int, limit: int) -> None:
+        super().__init__(
+            f"{num_open} sessions are open and the limit is {limit}; close sessions or let them expire, or raise the limit",
+            num_open=num_open,
+            limit=limit,
         )
 
 

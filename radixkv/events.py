@@ -11,7 +11,19 @@ from array import array
 from collections.abc import Callable
 from typing import ClassVar, final
 
-__all__ = ["Event", "EventSink", "Evicted", "Looked", "Pinned", "Released", "Removed", "Reserved", "Stored", "Unpinned"]
+__all__ = [
+    "Attached",
+    "Event",
+    "EventSink",
+    "Evicted",
+    "Looked",
+    "Pinned",
+    "Released",
+    "Removed",
+    "Reserved",
+    "Stored",
+    "Unpinned",
+]
 
 
 class Event:
@@ -47,6 +59,21 @@ class Looked(Event):
         self.owner = owner
         self.num_tokens = num_tokens
         self.num_matched = num_matched
+
+
+@final
+class Attached(Event):
+    """A lease took over `num_tokens` more tokens, published since its look-up; pages it held for them are free."""
+
+    __slots__ = ("lease_id", "namespace", "num_freed", "num_tokens", "tick")
+    __match_args__ = ("tick", "namespace", "lease_id", "num_tokens", "num_freed")
+
+    def __init__(self, tick: int, namespace: bytes, lease_id: int, num_tokens: int, num_freed: int) -> None:
+        self.tick = tick
+        self.namespace = namespace
+        self.lease_id = lease_id
+        self.num_tokens = num_tokens
+        self.num_freed = num_freed
 
 
 @final

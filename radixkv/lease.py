@@ -35,7 +35,7 @@ class Lease:
         id: unique in its cache.
         owner: the name given to `acquire`.
         namespace: the key of its namespace.
-        num_matched: tokens found cached, inside a page or not.
+        num_matched: tokens found cached, at the start or attached since, inside a page or not.
         partial_tokens: tokens of `partial_page` that continue the whole matched pages; copy them instead of computing.
             Either copy them before `extend`, or read both after it: where pages are so short that `extend` needs this one,
             it gives it up, and `num_matched` ends with the whole pages.
@@ -168,6 +168,27 @@ class Lease:
         count = self.num_tokens if num_tokens is None else as_count("num_tokens", num_tokens)
         with self._leasing.lock:
             return self._leasing.commit(self, count)
+
+    def attach(self, limit: SupportsIndex | None = None) -> int:
+        """Take over what others have published meanwhile where this lease's published run ends.
+
+        What a request does that waits for another to compute the prefix they share. Pages it had reserved for those tokens
+        are freed; `num_matched`, `pages`, `partial_page` and `partial_tokens` are to be read again.
+
+        Cost: O(tokens beyond the published run) compares, no device work.
+
+        Args:
+            limit: match at most so many tokens of the sequence, as for `acquire`.
+
+        Returns:
+            Tokens more than were matched before.
+
+        Raises:
+            LeaseReleased: the lease has ended. ConfigError: a limit that is no integer.
+        """
+        most = -1 if limit is None else max(as_count("limit", limit), 0)
+        with self._leasing.lock:
+            return self._leasing.attach(self, most)
 
     def retain(self, retention: Iterable[Retain]) -> None:
         """Say how much to keep which of its tokens, in place of what was said before: holds from the release on.

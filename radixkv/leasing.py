@@ -19,7 +19,7 @@ from typing import final
 from radixkv.allocator import Allocator
 from radixkv.cover import PathEnd, by_namespace, cover, num_covered
 from radixkv.errors import ConfigError, PoolExhausted, QuotaExceeded
-from radixkv.events import Event, EventSink, Evicted, Looked, Pinned, Released, Reserved, Stored, Unpinned
+from radixkv.events import Attached, Event, EventSink, Evicted, Looked, Pinned, Released, Reserved, Stored, Unpinned
 from radixkv.lease import Cursor, Lease
 from radixkv.match import Insertion, Match
 from radixkv.node import Account, Node
@@ -126,6 +126,37 @@ class Leasing:
             self._tick += 1
             if self._on_event is not None:
                 self._on_event(Reserved(self._tick, lease.id, pages))
+
+    def attach(self, lease: Lease, limit: int) -> int:
+        """Lengthen the run a lease stands on by what others have published; returns tokens gained. Cost: O(tokens beyond it).
+
+        Raises:
+            LeaseReleased: the lease has ended.
+        """
+        lease._require_live()
+        start = lease._published
+        node, position = self._tree.climb(lease._node, start)
+        found = self._tree.match(node, position, bytes(lease._data[position * self._page_bytes :]))
+        if limit >= 0 and found.num_pages * self.page_size + found.partial_tokens > limit:
+            found = found.cut(limit, self.page_size)
+        pages, tokens = found.num_pages - start, found.partial_tokens
+        if pages < 0 or (pages == 0 and tokens <= lease.partial_tokens):
+            return 0
+        gained = pages * self.page_size + tokens - lease.partial_tokens
+        num_freed = min(pages, len(lease._own))
+        self._give_up(lease, num_freed)
+        lease._published += pages
+        lease._num_found += pages
+        lease._num_others = max(lease._num_others, found.num_pages) if pages else lease._num_others
+        lease._path = None
+        lease.partial_tokens = tokens
+        lease.num_matched += gained
+        self._stand_on(lease, found.partial_page, found.partial_node)
+        self.num_hit_tokens += gained
+        self._tick += 1
+        if self._on_event is not None:
+            self._on_event(Attached(self._tick, lease.namespace, lease.id, gained, num_freed))
+        return gained
 
     def commit(self, lease: Lease, num_tokens: int) -> int:
         """Publish the whole pages of the first `num_tokens` tokens; returns how many were duplicates. Cost: O(new tokens).
@@ -272,6 +303,14 @@ class Leasing:
         if self._on_event is not None:
             self._on_event(Looked(self._tick, namespace, lease.id, owner, num_tokens, lease.num_matched))
         return lease
+
+    def _give_up(self, lease: Lease, num_pages: int) -> None:
+        """Free the first of a lease's own pages: their place is taken."""
+        if num_pages:
+            self._allocator.pool.free(lease._own[:num_pages])
+            del lease._own[:num_pages]
+            self.num_leased -= num_pages
+            lease._node.account.num_leased -= num_pages
 
     def _hand_over(self, lease: Lease, whole: int, fresh: array[int], done: Insertion) -> None:
         """The tree has taken the first pages of its own, `fresh`, or has them already: those are freed and left out."""

@@ -1,4 +1,4 @@
-"""Match, Insertion, Removal: what the tree answers."""
+"""Match, Insertion, Removal, Probe: what the tree and the cache answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple, final
 
 from radixkv.node import Node
 
-__all__ = ["Insertion", "Match", "Removal"]
+__all__ = ["Insertion", "Match", "Probe", "Removal"]
 
 
 @final
@@ -65,6 +65,13 @@ class Removal(NamedTuple):
     """What `remove` did: the pages that left the tree, and how many stay because leases hold them."""
 
     pages: array[int]
+    num_locked: int
+
+
+class Probe(NamedTuple):
+    """What a prompt would find: its cached tokens, and how many leading ones of those stand in pages that are locked."""
+
+    num_matched: int
     num_locked: int
 
 

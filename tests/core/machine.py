@@ -38,6 +38,8 @@ SITUATIONS = (
     "duplicate commits",
     "cursor look-ups",
     "cursor fall-backs",
+    "attached pages",
+    "reserved pages given back by attaching",
 )
 
 MAX_LEASES = 5
@@ -194,6 +196,23 @@ class Walk:
         if choices.below(4):
             self.world.release(held)
 
+    def attach(self, choices: Choices) -> None:
+        self.world.attach(self.held(choices), choices.one((None, None, *range(8))))
+
+    def follow(self, choices: Choices) -> None:
+        """A request waits for another that computes what they share, and takes it over page by page."""
+        namespace, ids = self.key(choices)
+        ids = choices.one(self.pages) + ids[: 2 * self.world.model.page_size] if choices.below(2) else ids
+        held = self.world.acquire(namespace, ids)
+        if choices.below(8):
+            self.world.extend(held)
+        self.world.request(namespace, ids + choices.one(((), (1,))))
+        self.world.attach(held)
+        if self.world.extend(held):
+            self.world.commit(held, len(held.ids))
+        if choices.below(4):
+            self.world.release(held)
+
     # -- taking away --------------------------------------------------------------------------------------------------
 
     def evict(self, choices: Choices) -> None:
@@ -263,6 +282,8 @@ STEPS: dict[str, Callable[[Walk], bool]] = {
     "look": Walk.may_lease,
     "rival": Walk.may_lease,
     "race": Walk.may_lease,
+    "attach": Walk.has_lease,
+    "follow": Walk.may_lease,
     "evict": Walk.always,
     "squeeze": Walk.always,
     "remove": Walk.has_pages,
@@ -275,7 +296,7 @@ STEPS: dict[str, Callable[[Walk], bool]] = {
 }
 """Every step, and when it may be taken."""
 
-WEIGHTS = {"flush": 0.2, "release": 3, "turn": 2}
+WEIGHTS = {"flush": 0.2, "release": 3, "turn": 2, "follow": 2}
 
 
 def walk(seed: int, num_worlds: int, num_steps: int = 100) -> Counter[str]:

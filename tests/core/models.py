@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from radixkv.cache import PrefixCache
 from radixkv.errors import ConfigError, CursorBusy, LeaseReleased, PoolExhausted
-from radixkv.events import Evicted, Looked, Released, Removed, Reserved, Stored
+from radixkv.events import Attached, Evicted, Looked, Released, Removed, Reserved, Stored
 from radixkv.lease import Cursor, Lease
 from radixkv.namespace import Namespace
 from radixkv.tree import RadixTree
@@ -211,6 +211,12 @@ class Replayer:
         self.lookup_tokens += event.num_tokens
         self.hit_tokens += event.num_matched
 
+    def _attached(self, event: Attached) -> None:
+        own = self.leased[event.lease_id]
+        self.free.update(own[: event.num_freed])
+        del own[: event.num_freed]
+        self.hit_tokens += event.num_tokens
+
     def _reserved(self, event: Reserved) -> None:
         assert self.free.issuperset(event.pages)
         self.free.difference_update(event.pages)
@@ -335,6 +341,27 @@ class World:
             held.cursor.ids = total
         held.own += held.lease.pages.tolist()[held.published + len(held.own) :]
         return True
+
+    def attach(self, held: HeldModel, limit: int | None = None) -> None:
+        """Take over what others have published where its own run ends."""
+        model, size, lease = self.model, self.model.page_size, held.lease
+        whole, tokens = model.match(held.name, held.ids, limit)
+        pages, before = whole - held.published, lease.partial_tokens
+        if pages < 0 or (pages == 0 and tokens <= before):
+            assert lease.attach(limit) == 0
+            return
+        gained, matched = pages * size + tokens - before, lease.num_matched
+        assert lease.attach(limit) == gained
+        assert (lease.num_matched, lease.partial_tokens) == (matched + gained, tokens)
+        self.seen["attached pages"] += pages
+        dropped, held.own = held.own[:pages], held.own[pages:]
+        model.freed.update(dropped)
+        self.seen["reserved pages given back by attaching"] += len(dropped)
+        held.published, held.partial = whole, None
+        if tokens:
+            held.partial = next(key for key, page in model.pages.items() if page == lease.partial_page)
+            head = held.ids[: whole * size + tokens]
+            assert held.partial[0] == held.name and held.partial[1][: len(head)] == head
 
     def commit(self, held: HeldModel, num_tokens: int) -> None:
         model, size = self.model, self.model.page_size

@@ -44,6 +44,12 @@ class Edit(NamedTuple):
 _TRIM_CHECKS_NOTHING = Edit(RadixTree, "trim", "assert leaf.children is None and leaf.lock_count == 0 and", "assert")
 
 FAULTS: dict[str, tuple[Edit, ...]] = {
+    "attach forgets the pages it gives up": (Edit(Leasing, "attach", "self._give_up(lease, num_freed)", "pass"),),
+    "attach keeps the old lock": (
+        Edit(Leasing, "attach", "self._stand_on(lease, found.partial_page, found.partial_node)", "lease._partial_page = -1"),
+    ),
+    "attach forgets the limit": (Edit(Leasing, "attach", "if limit >= 0 and", "if False and"),),
+    "attach keeps the gathered path": (Edit(Leasing, "attach", "lease._path = None", "pass"),),
     "split forgets the lock": (
         Edit(RadixTree, "_split", "node.key = node.key[cut:]", "node.lock_count = 0; node.key = node.key[cut:]"),
     ),
