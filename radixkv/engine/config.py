@@ -24,8 +24,10 @@ class EngineConfig:
         dtype: of weights and KV; "auto" is bfloat16 where the hardware multiplies it natively, else float32.
         device: "cpu", "cuda", "cuda:1"; "auto" takes a GPU where there is one.
         max_context: longest prompt plus answer; None is what the model was made for.
-        prefill_chunk: prompt tokens computed in one forward pass; the last pass may be half as long again.
-        max_running: requests that decode together.
+        prefill_chunk: tokens of a step in which nobody decodes; a last chunk of a prompt may be half as long again.
+        mixed_tokens: tokens of a step in which somebody decodes: fewer let everybody's next token come sooner.
+        max_running: requests that run together.
+        max_waiting: requests that a server lets wait for a place; one more is refused with `QueueFull`.
         cache: reuse prefixes. Off, nothing is looked up or kept.
         exact: make a hit answer bit for bit as a miss: prefill in blocks of `exact_block` tokens at fixed positions, reuse
             whole blocks, decode each request alone. Slower; see docs/design/0006-exact.md.
@@ -43,7 +45,9 @@ class EngineConfig:
     device: str = "auto"
     max_context: int | None = None
     prefill_chunk: int = 2048
+    mixed_tokens: int = 512
     max_running: int = 16
+    max_waiting: int = 256
     cache: bool = True
     exact: bool = False
     exact_block: int = 128
@@ -52,7 +56,7 @@ class EngineConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("page_size", "prefill_chunk", "max_running", "exact_block"):
+        for name in ("page_size", "prefill_chunk", "mixed_tokens", "max_running", "max_waiting", "exact_block"):
             if not (is_count(getattr(self, name)) and getattr(self, name) >= 1):
                 raise ConfigError(name, getattr(self, name), "a whole number, at least 1")
         for name in ("num_pages", "pool_bytes", "max_context", "num_threads"):

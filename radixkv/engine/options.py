@@ -9,7 +9,10 @@ from radixkv.errors import ConfigError
 from radixkv.namespace import Namespace
 from radixkv.retention import Retain
 
-__all__ = ["RequestOptions"]
+__all__ = ["WILL_CONTINUE", "RequestOptions"]
+
+WILL_CONTINUE = 1
+"""Tag of a request of a session: another turn is likely. The policy `auto` learns what that is worth."""
 
 
 @dataclass(frozen=True, slots=True)

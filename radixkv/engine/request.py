@@ -1,6 +1,8 @@
 """One request on its way through the engine.
 
 waiting ── lease, view ──▶ prefilling ── last prompt token ──▶ decoding ── stop, length, cancel ──▶ finished
+   ▲                            │                                 │
+   └───────── preempted: lease and view go, what was published stays cached ◀┘
 
 sequence    prompt ..................... answer ........ last token
 lease       [0, prompt + answer - 1)     (the last token has no KV yet: nobody needs it until it is continued)
@@ -9,22 +11,26 @@ view        [0, position)                KV that is written
 
 from __future__ import annotations
 
+from itertools import count
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from radixkv.engine.options import RequestOptions
 from radixkv.engine.output import Chunk, Completion, FinishReason
 from radixkv.engine.sampler import Sampler, TokenLogprob
 from radixkv.engine.sampling import SamplingParams
+from radixkv.engine.scheduler import Job
 from radixkv.engine.tokenizer import TextStream, Tokenizer
 from radixkv.engine.view import WorkingView
 from radixkv.lease import Cursor, Lease
-from radixkv.namespace import Namespace
 from radixkv.tokens import Tokens
 
 __all__ = ["Request"]
+
+_ids = count(1)
 
 
 class Request:
@@ -32,11 +38,15 @@ class Request:
 
     Attributes:
         prompt: its tokens.
+        options: what it asks of cache and scheduler.
         cursor: a conversation's place in the cache, if it has one.
+        job: what the scheduler sees of it.
         lease: its claim on pages; None before it starts, and when it does not use the cache.
         view: its working view, while it runs.
         position: tokens whose KV is in the view.
-        cached: prompt tokens taken from the cache.
+        cached, computed: prompt tokens that came from the cache, and that went through the model: each is counted once.
+        written: prompt tokens that it published.
+        recomputed: tokens that went through the model again after a preemption.
         output: generated token ids.
         chunks: what a reader has not taken yet.
         error: what ended it, if it failed.
@@ -46,8 +56,9 @@ class Request:
         self,
         prompt: Tokens,
         params: SamplingParams,
+        options: RequestOptions,
         *,
-        namespace: str | Namespace,
+        namespace_key: bytes,
         cursor: Cursor | None,
         use_cache: bool,
         tokenizer: Tokenizer | None,
@@ -56,32 +67,50 @@ class Request:
     ) -> None:
         self.prompt = prompt
         self.params = params
-        self.namespace = namespace
+        self.options = options
         self.cursor = cursor
         self.use_cache = use_cache
         self.max_output = min(params.max_tokens, max_context - len(prompt))
         self.stop_ids = params.stop_token_ids | (frozenset() if params.ignore_eos else eos_ids)
         self.lease: Lease | None = None
         self.view: WorkingView | None = None
-        self.position = 0
-        self.cached = 0
-        self.computed = 0
+        self.position = self.cached = self.computed = self.written = self.recomputed = 0
         self.output: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.chunks: list[Chunk] = []
         self.completion: Completion | None = None
         self.error: BaseException | None = None
+        self._reached = 0  # the furthest position ever: what lies before it was counted
         self._sampler: Sampler | None = None
         self._stream = TextStream(tokenizer, params.stop) if tokenizer is not None else None
         self._text: list[str] = []
         self._stopped_by: str | int | None = None
         self._started = perf_counter()
         self._first: float | None = None
+        self.job = Job(
+            id=next(_ids),
+            prompt=prompt.array.tobytes(),
+            namespace=namespace_key,
+            num_tokens=len(prompt),
+            max_output=self.max_output,
+            tenant=options.tenant,
+            priority=options.priority,
+            affinity=options.affinity,
+            arrived_s=self._started,
+            paged=use_cache,
+        )
+        if options.deadline_s is not None:
+            self.job.deadline_at_s = self._started + options.deadline_s
 
     @property
     def capacity(self) -> int:
         """Tokens whose KV may be written before it ends: all but the last one generated."""
         return len(self.prompt) + max(self.max_output - 1, 0)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the sequence: prompt and generated."""
+        return len(self.prompt) + len(self.output)
 
     @property
     def finished(self) -> bool:
@@ -90,13 +119,27 @@ class Request:
 
     @property
     def prefilled(self) -> bool:
-        """Whether the whole prompt went through the model."""
-        return self.position >= len(self.prompt)
+        """Whether the whole prompt was computed or found at some time."""
+        return self._reached >= len(self.prompt)
 
-    @property
-    def newest(self) -> npt.NDArray[np.int32]:
-        """[1] the token generated last."""
-        return np.array(self.output[-1:], np.int32)
+    def tokens(self, start: int, stop: int) -> npt.NDArray[np.int32]:
+        """[stop - start] tokens of the sequence. Cost: O(them)."""
+        split = len(self.prompt)
+        if stop <= split:
+            return self.prompt.array[start:stop]
+        generated = np.array(self.output[max(start - split, 0) : stop - split], np.int32)
+        return generated if start >= split else np.concatenate([self.prompt.array[start:], generated])
+
+    def move(self, position: int, *, computed: bool) -> None:
+        """The view now reaches to `position`: count the prompt tokens that are new, and those computed again."""
+        fresh = max(min(position, len(self.prompt)) - self._reached, 0)
+        if computed:
+            self.computed += fresh
+            self.recomputed += max(min(position, self._reached) - self.position, 0)
+        else:
+            self.cached += fresh
+        self.position = position
+        self._reached = max(self._reached, position)
 
     def accept(self, logits: torch.Tensor) -> FinishReason | None:
         """Choose the next token from `logits` [V]; returns why the answer ends with it, or None."""
@@ -136,6 +179,7 @@ class Request:
             ttft_s=(self._first or now) - self._started,
             total_s=now - self._started,
             logprobs=tuple(self.logprobs) if self.params.logprobs is not None else None,
+            written_tokens=self.written,
             stopped_by=self._stopped_by,
         )
         self.chunks.append(Chunk(tail, None, completion, cached_tokens=self.cached))

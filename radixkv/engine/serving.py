@@ -13,14 +13,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from math import ceil
 from queue import Empty, SimpleQueue
 from threading import Thread
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from radixkv.engine.options import RequestOptions
 from radixkv.engine.output import Chunk, Completion
 from radixkv.engine.sampling import SamplingParams
-from radixkv.errors import EngineClosed
+from radixkv.errors import EngineClosed, QueueFull
 
 if TYPE_CHECKING:
     from radixkv.engine.engine import Engine, Prompt
@@ -104,6 +106,7 @@ class AsyncEngine:
         self._loop = asyncio.get_running_loop()
         self._inbox: SimpleQueue[Callable[[Engine], object] | None] = SimpleQueue()
         self._answers: dict[int, Answer] = {}  # by id of the request; the engine's thread only
+        self._pace = _Pace()
         self._closing = False
         self._gone = self._loop.create_future()
         self._thread = Thread(target=self._run, name="radixkv-engine", daemon=True)
@@ -128,6 +131,9 @@ class AsyncEngine:
         answer = Answer(self, request)
 
         def enter(engine: Engine) -> None:
+            waiting, limit = engine.num_waiting, engine.config.max_waiting
+            if waiting >= limit:
+                raise QueueFull(waiting, limit, self._pace.seconds_for(waiting // 4))
             engine._submit([request])
             self._answers[id(request)] = answer
 
@@ -198,6 +204,7 @@ class AsyncEngine:
                 chunks, request.chunks = request.chunks, []
                 parcels.append((answer, chunks, ended, request.error))
                 if ended:
+                    self._pace.note(perf_counter())
                     del self._answers[key]
         if parcels:
             self._tell(_deliver, parcels)
@@ -209,6 +216,24 @@ class AsyncEngine:
         """Have the event loop call `act`; it may be gone by now, and nobody waits then."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(act, *args)
+
+
+class _Pace:
+    """How fast requests end, over the last of them."""
+
+    def __init__(self) -> None:
+        self._ends_s: deque[float] = deque(maxlen=32)
+
+    def note(self, now_s: float) -> None:
+        """One ended."""
+        self._ends_s.append(now_s)
+
+    def seconds_for(self, num_requests: int) -> float:
+        """When so many more should have ended: whole seconds, 1 to 60."""
+        if len(self._ends_s) < 2:
+            return 1.0
+        each_s = (self._ends_s[-1] - self._ends_s[0]) / (len(self._ends_s) - 1)
+        return float(min(max(ceil(each_s * max(num_requests, 1)), 1), 60))
 
 
 def _deliver(parcels: list[tuple[Answer, list[Chunk], bool, BaseException | None]]) -> None:

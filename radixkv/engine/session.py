@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from radixkv.engine.options import RequestOptions
+from radixkv.engine.options import WILL_CONTINUE, RequestOptions
 from radixkv.engine.output import Chunk, Completion
 from radixkv.engine.request import Request
 from radixkv.engine.sampling import SamplingParams
@@ -85,7 +85,7 @@ class Session:
         before = self._cursor.num_tokens
         tail = self._tail(message)
         cursor = self._cursor if self._cache else None
-        options = RequestOptions(namespace=self._namespace, cache=self._cache)
+        options = RequestOptions(namespace=self._namespace, cache=self._cache, tag=WILL_CONTINUE)
         request = self._engine._request(self._cursor.tokens + tail, params, options, cursor)
         return self._read(request, tail, message, before)
 

@@ -164,14 +164,14 @@ def test_a_pool_held_by_others_fails_the_request_and_no_other():
         engine.cache.check()
 
 
-def test_a_failing_forward_pass_ends_its_requests_and_no_other(engine):
+def test_a_forward_pass_that_fails_ends_only_whom_it_fails_for_alone(engine):
     class Failing:
         def __init__(self, runner):
             self.runner, self.calls = runner, 0
 
         def forward(self, works):
             self.calls += 1
-            if self.calls == 3:
+            if any(len(work.tokens) == 30 for work in works):
                 raise RuntimeError("device on fire")
             return self.runner.forward(works)
 
@@ -181,9 +181,9 @@ def test_a_failing_forward_pass_ends_its_requests_and_no_other(engine):
     survivor = engine.stream(ids(20), SamplingParams(max_tokens=6, ignore_eos=True))
     next(survivor)
     real, engine.runner = engine.runner, Failing(engine.runner)
-    engine.runner.calls = 2
     with pytest.raises(RuntimeError, match="device on fire"):
         engine.generate([ids(30, 4)], SamplingParams(max_tokens=2))
+    assert engine.runner.calls == 3, "both together, then each alone"
     engine.runner = real
     assert len([chunk for chunk in survivor if chunk.token_id is not None]) == 5
     assert len(engine.generate([ids(30, 4)], SamplingParams(max_tokens=2, ignore_eos=True))[0].token_ids) == 2

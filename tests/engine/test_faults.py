@@ -41,14 +41,14 @@ def answer(engine, prompt, **settings):
 
 
 class Tripwire:
-    """Stands before a runner and raises once, at the call it is set for."""
+    """Stands before a runner and raises from the call on that it is set for."""
 
     def __init__(self, runner, error, at):
         self.runner, self.error, self.at = runner, error, at
 
     def forward(self, works):
         self.at -= 1
-        if self.at == 0:
+        if self.at <= 0:
             raise self.error
         return self.runner.forward(works)
 
@@ -60,7 +60,7 @@ def test_a_view_whose_load_failed_is_not_taken_for_loaded(engine, monkeypatch):
     right = answer(engine, ids(60), cache=False)
     answer(engine, ids(60))
     with monkeypatch.context() as patch:
-        engine._views._idle.clear()  # so that the next request must load
+        engine._executor._views._idle.clear()  # so that the next request must load
         patch.setattr(WorkingView, "load", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
         with pytest.raises(RuntimeError, match="out of memory"):
             answer(engine, ids(60))
@@ -128,7 +128,7 @@ def test_an_abandoned_stream_is_taken_off(engine):
 def test_a_reader_gets_every_chunk_whoever_drives_the_engine(engine):
     stream = engine.stream(ids(20), PARAMS)
     next(stream)
-    while engine._running:
+    while engine.busy:
         engine.step()
     rest = list(stream)
     assert [chunk.token_id is None for chunk in rest] == [False] * 11 + [True]

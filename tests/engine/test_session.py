@@ -6,7 +6,7 @@ import pytest
 
 from radixkv import errors
 from radixkv.engine import SamplingParams
-from radixkv.engine.engine import WILL_CONTINUE
+from radixkv.engine.options import WILL_CONTINUE
 
 pytestmark = pytest.mark.model
 SHORT = SamplingParams(max_tokens=12)

@@ -1,0 +1,407 @@
+"""What the next step computes: a pure function of plain state. No model, no clock, no cache: decide, then act.
+
+    State: jobs that wait or run, free pages, credits, the time
+       │ plan(state, rules)
+       ▼
+    Plan: overdue ── preempted ── admitted ── work: so many tokens of each running job ── followers
+
+One step's tokens, at most `step_tokens`, or `mixed_tokens` where somebody decodes, so that nobody's next token waits long:
+
+    [ one token of every decoding job | prefill of the longest admitted | ... of the next | ... ]
+
+Who is admitted next: the highest priority, where waiting raises it; of those, tenants in credit before tenants in debt; of
+those, whoever has waited past all patience; then the longest cached prefix, and among equals the order of their tokens,
+which walks the tree depth first. That is deficit longest prefix match (arXiv:2501.14312), with ageing.
+
+A job whose prefix an earlier one is computing right now follows it: it gets no tokens, and takes over the pages that the
+other publishes, one step after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+
+from radixkv.prefix import TOKEN_BYTES, common_prefix_bytes
+
+__all__ = ["Job", "Plan", "Rules", "Share", "State", "plan"]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """What the scheduler knows of a request. Its owner keeps it true; `plan` only reads it.
+
+    Attributes:
+        id: unique among the jobs.
+        prompt: int32 token ids as bytes.
+        namespace: the key of its namespace; prefixes are shared inside one only.
+        num_tokens: tokens whose KV must be there before its next token can be chosen: prompt and generated.
+        max_output: tokens it may still generate.
+        tenant: whom its tokens are charged to.
+        priority: higher first.
+        affinity: equal ones are admitted one after another, where nothing else decides.
+        arrived_s: when it came.
+        deadline_at_s: when its time is over.
+        resumed: it ran before and was preempted.
+        paged: whether it uses the cache and its pages at all.
+        num_cached, num_locked: while it waits: tokens it would find cached, and how many of those are locked anyway.
+        room_pages: pages that its namespace may take now; None: as many as there are.
+        position: while it runs: tokens whose KV is there.
+        num_pages: while it runs: pages it holds, found ones included.
+        num_found: while it runs: pages of those that it found and did not compute.
+    """
+
+    id: int
+    prompt: bytes
+    namespace: bytes
+    num_tokens: int
+    max_output: int
+    tenant: str = ""
+    priority: int = 0
+    affinity: str = ""
+    arrived_s: float = 0.0
+    deadline_at_s: float = inf
+    resumed: bool = False
+    paged: bool = True
+    num_cached: int = 0
+    num_locked: int = 0
+    room_pages: int | None = None
+    position: int = 0
+    num_pages: int = 0
+    num_found: int = 0
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next one can be chosen."""
+        return self.num_tokens - self.position
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether some of its prompt is not computed yet."""
+        return self.position * TOKEN_BYTES < len(self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How to decide.
+
+    Attributes:
+        page_size: tokens in a page.
+        max_running: jobs that may run at once.
+        step_tokens: tokens of a step in which nobody decodes; a last chunk may be half as long again.
+        mixed_tokens: tokens of a step in which somebody does.
+        chunk: tokens that a prefill is computed in multiples of (exact mode), from position 0 on.
+        patience_s: who waited so long comes before whoever has more of its prefix cached.
+        rise_s: seconds of waiting that raise the priority by one, up to the highest that waits.
+        quantum_tokens: tokens each waiting tenant is credited with when nobody is in credit.
+        headroom_tokens: tokens of each running job's answer that an admission leaves pages for.
+    """
+
+    page_size: int
+    max_running: int = 16
+    step_tokens: int = 2048
+    mixed_tokens: int = 512
+    chunk: int = 1
+    patience_s: float = 5.0
+    rise_s: float = 10.0
+    quantum_tokens: int = 4096
+    headroom_tokens: int = 64
+
+    def pages(self, num_tokens: int) -> int:
+        """Pages that hold so many tokens."""
+        return -(-num_tokens // self.page_size)
+
+
+@dataclass(slots=True)
+class State:
+    """Everything a decision depends on.
+
+    Attributes:
+        waiting: jobs in the queue, in any order.
+        running: jobs that run, in order of their admission.
+        num_free, num_evictable: pages.
+        now_s: on the clock of the jobs.
+        credits: tokens each tenant may still have computed before others come first; 0 for who is not in it.
+    """
+
+    waiting: Sequence[Job]
+    running: Sequence[Job]
+    num_free: int
+    num_evictable: int
+    now_s: float
+    credits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Tokens of one job in a step, from its position on."""
+
+    job_id: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do, in this order; jobs by their ids.
+
+    Attributes:
+        overdue: jobs whose time is over: to be ended.
+        preempted: running jobs to be put back in the queue; what they computed stays cached.
+        admitted: waiting jobs that start.
+        work: what to compute; decoding jobs first.
+        followers: running jobs to be offered what this step publishes.
+        credits: of every tenant with a job, afterwards.
+    """
+
+    overdue: tuple[int, ...]
+    preempted: tuple[int, ...]
+    admitted: tuple[int, ...]
+    work: tuple[Share, ...]
+    followers: tuple[int, ...]
+    credits: dict[str, float]
+
+
+def plan(state: State, rules: Rules) -> Plan:
+    """Decide the next step.
+
+    Cost: O(running x prefilling) compares of prompts; O(waiting log waiting) where somebody may be admitted.
+    Mutates: nothing.
+    """
+    notes = _Notes(state, rules)
+    notes.decode()
+    notes.prefill()
+    notes.admit()
+    return Plan(
+        tuple(notes.overdue),
+        tuple(notes.preempted),
+        tuple(notes.admitted),
+        tuple(Share(job_id, count) for job_id, count in notes.work.items()),
+        tuple(notes.followers),
+        notes.credits,
+    )
+
+
+class _Notes:
+    """What is noted down while one plan is made."""
+
+    def __init__(self, state: State, rules: Rules) -> None:
+        self.rules = rules
+        self.now_s = state.now_s
+        self.running = [job for job in state.running if job.deadline_at_s > state.now_s]
+        self.waiting = [job for job in state.waiting if job.deadline_at_s > state.now_s]
+        ended = [job for job in state.running if job.deadline_at_s <= state.now_s]
+        self.overdue = [job.id for job in (*ended, *state.waiting) if job.deadline_at_s <= state.now_s]
+        self.credits = {job.tenant: state.credits.get(job.tenant, 0.0) for job in (*self.running, *self.waiting)}
+        self.num_spare = state.num_free + state.num_evictable + sum(map(_own_pages, ended))  # pages
+        self.budget = rules.step_tokens
+        self.preempted: list[int] = []
+        self.admitted: list[int] = []
+        self.work: dict[int, int] = {}
+        self.followers: dict[int, int] = {}  # id -> tokens it will take over, from the beginning on
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def decode(self) -> None:
+        """One token for every decoding job; where pages do not suffice, the last in rank are preempted."""
+        while True:
+            ready = [job for job in self.running if not job.prefilling and job.remaining == 1]
+            needed = sum(self._missing(job, 1) for job in ready)
+            paged = [job for job in self.running if job.paged]
+            if needed <= self.num_spare or len(paged) <= 1:
+                break
+            self._preempt(min(paged, key=_rank))
+        self.num_spare -= needed
+        if ready:
+            self.budget = self.rules.mixed_tokens
+        for job in ready:
+            self._give(job, 1)
+
+    def prefill(self) -> None:
+        """What is left of the step to those that prefill, in order of their admission."""
+        for job in list(self.running):
+            if job.id not in self.work:
+                self._advance(job)
+
+    def _advance(self, job: Job) -> None:
+        """Give a prefilling job what is left of the step, or have it follow another."""
+        ahead = self._ahead(job)
+        if ahead > job.position:
+            self.followers[job.id] = ahead
+        elif self.budget > 0 and (count := self._chunk(job)):
+            self._give(job, count)
+
+    def _chunk(self, job: Job) -> int:
+        """Tokens that it gets of what is left. A short last chunk would read all weights for a few tokens."""
+        chunk, left, budget = self.rules.chunk, job.remaining, self.budget
+        alone = not self.work
+        if left <= (budget + budget // 2 if alone and chunk == 1 else budget):
+            return left
+        if chunk == 1:
+            return budget
+        whole = (job.position + budget) // chunk * chunk - job.position
+        return max(whole, chunk if alone else 0)
+
+    def _ahead(self, job: Job) -> int:
+        """Up to which token an earlier job, at or ahead of this one, computes this one's prefix; 0: none does."""
+        if not job.paged or not job.prefilling:
+            return 0
+        grain = max(self.rules.page_size, self.rules.chunk)
+        most, longest = (len(job.prompt) // TOKEN_BYTES - 1) // grain * grain, 0
+        for other in self.running:
+            if other.id == job.id:
+                break
+            if other.prefilling and other.paged and other.namespace == job.namespace and other.position >= job.position:
+                shared = common_prefix_bytes(job.prompt, 0, other.prompt) // TOKEN_BYTES // grain * grain
+                longest = max(longest, min(shared, most))
+        return longest
+
+    def _give(self, job: Job, count: int) -> None:
+        self.work[job.id] = count
+        self.budget -= count
+        self.credits[job.tenant] -= count
+
+    def _preempt(self, job: Job) -> None:
+        self.running.remove(job)
+        self.preempted.append(job.id)
+        self.num_spare += _own_pages(job)
+        self.credits[job.tenant] += self.work.pop(job.id, 0)
+        self.followers.pop(job.id, None)
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """Start jobs while the step has tokens left, and pages; followers need none of its tokens."""
+        if not self.waiting or (len(self.running) >= self.rules.max_running and not self._outranked()):
+            return
+        self.num_spare -= sum(self._to_come(job) + self._missing(job, job.remaining) for job in self.running)
+        queue: list[Job] = []
+        debtors: set[str] | None = None
+        waiting = {job.id: job for job in self.waiting}
+        while waiting and not self.preempted:  # who was preempted has to let go before others start
+            self._credit({job.tenant for job in waiting.values()})
+            if debtors != (debtors := {tenant for tenant, credit in self.credits.items() if credit <= 0}):
+                queue = self._ordered(waiting.values())
+            job = waiting.pop(queue.pop().id)
+            if not self._starved(job) and not self._start(job):
+                return
+
+    def _outranked(self) -> bool:
+        """Whether anybody waits who would have a running job preempted."""
+        return max(job.priority for job in self.waiting) > min(job.priority for job in self.running)
+
+    def _ordered(self, jobs: Iterable[Job]) -> list[Job]:
+        """The queue, whose turn it is last."""
+        jobs = list(jobs)
+        highest = max(job.priority for job in jobs)
+        return sorted(jobs, key=lambda job: self._turn(job, highest), reverse=True)
+
+    def _turn(self, job: Job, highest: int) -> tuple[object, ...]:
+        """What the queue is ordered by, smallest first."""
+        waited_s = self.now_s - job.arrived_s
+        level = min(job.priority + int(waited_s / self.rules.rise_s), highest)
+        urgent_at = min(job.arrived_s + self.rules.patience_s, job.deadline_at_s - self.rules.patience_s)
+        urgent = urgent_at <= self.now_s
+        return (
+            -level,
+            self.credits[job.tenant] <= 0,
+            not urgent,
+            urgent_at if urgent else 0.0,
+            not job.resumed,
+            -(job.num_cached // self.rules.page_size),
+            job.affinity,
+            job.prompt,
+            job.arrived_s,
+            job.id,
+        )
+
+    def _credit(self, tenants: set[str]) -> None:
+        """Where every waiting tenant is in debt, all of them get as many quanta as the first needs to be in credit."""
+        best, quantum = max(self.credits[tenant] for tenant in tenants), self.rules.quantum_tokens
+        if best <= 0:
+            rounds = int(-best // quantum) + 1
+            for tenant in tenants:
+                self.credits[tenant] = min(self.credits[tenant] + rounds * quantum, quantum)
+
+    def _starved(self, job: Job) -> bool:
+        """Whether its own namespace must end something first; nobody else waits for that."""
+        if job.room_pages is None or self._needed(job) <= job.room_pages:
+            return False
+        return any(other.namespace == job.namespace for other in self.running)
+
+    def _start(self, job: Job) -> bool:
+        """Admit a job and give it its first tokens; False where it has to wait, and all behind it."""
+        placed = replace(job, position=min(job.num_cached, job.num_tokens - 1) // self.rules.chunk * self.rules.chunk)
+        ahead = self._ahead(placed)
+        found = max(job.num_cached, ahead) // self.rules.page_size
+        wanted = self._needed(job, found) + self._taken(job) + self._to_come(job)
+        if self.budget <= 0 and ahead <= placed.position:
+            return False
+        if not self._fits(wanted):
+            self._make_room(job, wanted)
+            return False
+        self.num_spare -= wanted
+        self.admitted.append(job.id)
+        self.running.append(placed)
+        self._advance(placed)
+        return True
+
+    def _fits(self, wanted: int) -> bool:
+        """Whether a job that wants so many pages may start: always, where it would be alone."""
+        return not self.running or (len(self.running) < self.rules.max_running and wanted <= self.num_spare)
+
+    def _make_room(self, job: Job, wanted: int) -> None:
+        """Preempt jobs of lower priority, the last in rank first, if this one fits then: it starts with the next step."""
+        lower = sorted((other for other in self.running if other.priority < job.priority), key=_rank)
+        slots, pages = self.rules.max_running - len(self.running), self.num_spare
+        victims: list[Job] = []
+        for victim in lower:
+            if slots > 0 and pages >= wanted:
+                break
+            victims.append(victim)
+            slots, pages = slots + 1, pages + _own_pages(victim) + self._to_come(victim)
+        if slots > 0 and pages >= wanted:
+            for victim in victims:
+                if victim.id in self.admitted:  # it has not even begun
+                    self.admitted.remove(victim.id)
+                    self.running.remove(victim)
+                    self.credits[victim.tenant] += self.work.pop(victim.id, 0)
+                    self.followers.pop(victim.id, None)
+                else:
+                    self._preempt(victim)
+
+    def _needed(self, job: Job, found: int | None = None) -> int:
+        """Pages that a waiting job lacks, where it finds so many."""
+        if not job.paged:
+            return 0
+        found = job.num_cached // self.rules.page_size if found is None else found
+        return max(self.rules.pages(job.num_tokens) - found, 0)
+
+    def _taken(self, job: Job) -> int:
+        """Pages that can be evicted now, and not once a waiting job has locked them."""
+        return -(-(job.num_cached - job.num_locked) // self.rules.page_size)
+
+    def _missing(self, job: Job, count: int) -> int:
+        """Pages that a running job lacks for so many tokens more, those it will take over left out."""
+        if not job.paged:
+            return 0
+        found = self.followers.get(job.id, 0) // self.rules.page_size
+        return max(self.rules.pages(job.position + count) - max(job.num_pages, found), 0)
+
+    def _to_come(self, job: Job) -> int:
+        """Pages that a job's answer will ask for soon."""
+        if not job.paged:
+            return 0
+        written = job.num_tokens - 1
+        tokens = min(job.max_output, self.rules.headroom_tokens)
+        return self.rules.pages(written + tokens) - self.rules.pages(written)
+
+
+def _own_pages(job: Job) -> int:
+    """Pages that can be had when it stops: those it did not find."""
+    return max(job.num_pages - job.num_found, 0)
+
+
+def _rank(job: Job) -> tuple[float, ...]:
+    """Who is preempted first has the smallest: low priority, then late arrival."""
+    return (job.priority, -job.arrived_s, -job.id)
