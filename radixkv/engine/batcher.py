@@ -276,8 +276,7 @@ class Batcher:
             reason = "length"  # max_tokens is 0: the prompt was all there was to do
         self._executor.note(request)
         if reason is not None:
-            self._end(request)
-            request.finish(reason)
+            self._finish(request, reason)
 
     @staticmethod
     def _each(act: Callable[[Request], None], batch: Sequence[Request]) -> None:
@@ -285,6 +284,13 @@ class Batcher:
             act(request)
 
     # -- end ----------------------------------------------------------------------------------------------------------
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        completion = request.complete(reason)
+        if reason != "cancelled":
+            self._executor.retain(request, completion)
+        self._end(request)
+        request.finish(completion)
 
     def _end(self, request: Request) -> None:
         """Take a request off the engine; its published pages stay cached."""
@@ -323,5 +329,4 @@ class Batcher:
         while self._doomed and not self._stepping:
             request = self._doomed.popleft()
             if not request.finished:
-                self._end(request)
-                request.finish("cancelled")
+                self._finish(request, "cancelled")

@@ -21,6 +21,7 @@ import torch
 
 from radixkv.cache import PrefixCache
 from radixkv.engine.build import EngineParts
+from radixkv.engine.output import Completion
 from radixkv.engine.request import Request
 from radixkv.engine.runner import ModelRunner, Work
 from radixkv.engine.view import NO_ORIGIN, ViewPool
@@ -94,17 +95,19 @@ class Executor:
         self._load(request, held * self._page_size, start)
         request.move(start, computed=False)  # only now: a view that failed to load must not pass for loaded
         request.job.num_found = lease.num_published // self._page_size
+        self.note(request)
 
     def attach(self, request: Request) -> None:
         """Take over what others have published beyond what is computed here. Cost: one copy of it into the view."""
         lease = request.lease
-        if lease is None or not lease.attach(request.num_tokens - 1):
+        if lease is None or not lease.attach(self._limit(request)):
             return
         start = self._usable(lease.num_matched)
         if start > request.position:
             self._load(request, request.position, start)
             request.move(start, computed=False)
         request.job.num_found = lease.num_published // self._page_size
+        self.note(request)
 
     def reserve(self, request: Request, stop: int) -> None:
         """Give tokens up to `stop` a slot.
@@ -119,6 +122,12 @@ class Executor:
             lease.extend(request.tokens(lease.num_tokens, stop))
         elif _slots(lease, self._page_size) < stop:
             lease.extend()
+
+    def retain(self, request: Request, completion: Completion) -> None:
+        """Let a request that is complete say how much to keep which of its tokens, now that it knows them."""
+        ask, lease = request.options.retain_at_end, request.lease
+        if ask is not None and lease is not None:
+            lease.retain(ask(completion))
 
     def give_back(self, request: Request) -> None:
         """Take lease and view from a request, in whatever state it is; what it published stays cached."""
@@ -147,7 +156,7 @@ class Executor:
 
     def _lease(self, request: Request) -> Lease:
         """Look its sequence up, and lock what is found; the last token's logits are needed, so it is never found."""
-        options, limit = request.options, request.num_tokens - 1
+        options, limit = request.options, self._limit(request)
         if request.cursor is not None:
             request.cursor.append(request.tokens(request.cursor.num_tokens, request.num_tokens))
             sought: object = request.cursor
@@ -156,6 +165,12 @@ class Executor:
         return self.cache.acquire(
             sought, options.namespace, limit=limit, owner="engine", tag=options.tag, retention=options.retention
         )
+
+    def _limit(self, request: Request) -> int:
+        """Tokens that a request may find. In exact mode none of its answer: what it decoded, it computes as it did."""
+        if self._config.exact:
+            return min(len(request.prompt), request.num_tokens - 1)
+        return request.num_tokens - 1
 
     def _load(self, request: Request, start: int, stop: int) -> None:
         """Copy tokens [start, stop) of the lease's pages into the view."""
@@ -188,7 +203,7 @@ class Executor:
         for request, num_tokens in shares:
             stop = request.position + num_tokens
             while request.position < stop and request.view is not None:
-                yield [Piece(request, min(self._next_cut(request), stop))]
+                yield [Piece(request, self._next_cut(request))]  # beyond `stop`, where that lies inside a block
 
     def _next_cut(self, request: Request) -> int:
         """In exact mode: where the pass ends that begins at a request's position."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from radixkv.engine.config import is_count, is_number
 from radixkv.errors import ConfigError
 from radixkv.namespace import Namespace
 from radixkv.retention import Retain
+
+if TYPE_CHECKING:
+    from radixkv.engine.output import Completion
 
 __all__ = ["WILL_CONTINUE", "RequestOptions"]
 
@@ -27,6 +32,8 @@ class RequestOptions:
         deadline_s: seconds from now; what has not ended by then ends with `DeadlineExceeded`. None: no end.
         affinity: requests of the same text are run close together; never a border between tenants.
         retention: how much to keep which of its tokens.
+        retain_at_end: asked once, when the answer is complete, for a retention in place of `retention`: what of it no later
+            turn will read is known only then. On the engine's thread, so be quick.
         tag: an opaque small integer, 0 to 15, which the policy `auto` may learn from.
 
     Raises:
@@ -40,6 +47,7 @@ class RequestOptions:
     deadline_s: float | None = None
     affinity: str = ""
     retention: tuple[Retain, ...] = ()
+    retain_at_end: Callable[[Completion], Iterable[Retain]] | None = None
     tag: int = 0
 
     def __post_init__(self) -> None:

@@ -84,6 +84,7 @@ class Request:
         self._sampler: Sampler | None = None
         self._stream = TextStream(tokenizer, params.stop) if tokenizer is not None else None
         self._text: list[str] = []
+        self._tail = ""  # the text that was still held back at the end
         self._stopped_by: str | int | None = None
         self._started = perf_counter()
         self._first: float | None = None
@@ -164,12 +165,12 @@ class Request:
             return "stop"
         return "length" if len(self.output) >= self.max_output else None
 
-    def finish(self, reason: FinishReason) -> None:
-        """Make the completion."""
-        tail = self._stream.flush() if self._stream is not None else ""
-        self._text.append(tail)
+    def complete(self, reason: FinishReason) -> Completion:
+        """Make the completion; nobody sees it before `finish`."""
+        self._tail = self._stream.flush() if self._stream is not None else ""
+        self._text.append(self._tail)
         now = perf_counter()
-        completion = Completion(
+        return Completion(
             text="".join(self._text),
             token_ids=tuple(self.output),
             finish_reason=reason,
@@ -182,5 +183,8 @@ class Request:
             written_tokens=self.written,
             stopped_by=self._stopped_by,
         )
-        self.chunks.append(Chunk(tail, None, completion, cached_tokens=self.cached))
+
+    def finish(self, completion: Completion) -> None:
+        """It has ended well, and holds nothing any more."""
+        self.chunks.append(Chunk(self._tail, None, completion, cached_tokens=self.cached))
         self.completion = completion  # last: a reader that sees it finds every chunk

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from radixkv.engine.answers import exact_answer
 from radixkv.engine.options import WILL_CONTINUE, RequestOptions
 from radixkv.engine.output import Chunk, Completion
 from radixkv.engine.request import Request
@@ -131,8 +132,10 @@ class Session:
             raise SessionBusy
 
     def _keep(self, request: Request, completion: Completion, message: dict[str, str], before: int) -> None:
+        exact = exact_answer(self._engine.tokenizer, completion).ids  # without a stop text, which the reader never saw
         fed = self._cursor.num_tokens - len(request.prompt)  # generated tokens that were fed back, and so appended
-        self._cursor.append(list(completion.token_ids[fed:]))
+        self._cursor.truncate(len(request.prompt) + min(fed, len(exact)))
+        self._cursor.append(exact[fed:])
         self._turns.append((before, len(self._messages)))
         self._messages += [message, {"role": "assistant", "content": completion.text}]
         self._undo_to = None
