@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from radixkv.engine.request import Request
 from radixkv.engine.runner import ModelRunner
 from radixkv.engine.sampling import SamplingParams
 from radixkv.engine.session import Session
+from radixkv.engine.structure import Matcher, StructureCompiler
 from radixkv.engine.tokenizer import Tokenizer
 from radixkv.errors import (
     ChatTemplateMissing,
@@ -44,6 +45,7 @@ from radixkv.errors import (
 )
 from radixkv.lease import Cursor
 from radixkv.namespace import Namespace
+from radixkv.repository import Shelf
 from radixkv.store.device import DeviceStore
 from radixkv.tokens import Tokens
 
@@ -90,8 +92,11 @@ class Engine:
         self.max_context = parts.max_context
         self._executor = Executor(parts)
         self._tokenizer = parts.tokenizer
+        self._shelf = Shelf()
         self._eos_ids = parts.eos_ids
         self._batcher = Batcher(self._executor, config)
+        self._structures: StructureCompiler | None = None
+        self._structures_lock = Lock()
         self._lock = RLock()
         self._closed = False
 
@@ -182,7 +187,7 @@ class Engine:
             RepositoryError: no such folder, no text in it, or a budget that cannot be.
         """
         self._require_open()
-        return Repository(self, path, budget_tokens=budget_tokens, exclude=exclude, namespace=namespace)
+        return Repository(self, path, self._shelf, budget_tokens=budget_tokens, exclude=exclude, namespace=namespace)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -250,6 +255,7 @@ class Engine:
             raise PromptTooLong(len(tokens), self.max_context)
         if params.stop and self._tokenizer is None:
             raise ConfigError("stop", params.stop, "stop_token_ids: this engine has no tokenizer")
+        params.require_vocabulary(self.runner.vocab_size)
         request = Request(
             tokens,
             params,
@@ -260,11 +266,22 @@ class Engine:
             tokenizer=self._tokenizer,
             max_context=self.max_context,
             eos_ids=self._eos_ids,
+            matcher=self._matcher(params),
         )
         num_pages = -(-request.capacity // self.config.page_size)
         if request.use_cache and num_pages > self.store.num_pages:
             raise RequestTooLarge(num_pages, self.store.num_pages)
         return request
+
+    def _matcher(self, params: SamplingParams) -> Matcher | None:
+        """What holds an answer to its form, if it must have one; raises before the request is in the queue."""
+        if params.structure is None:
+            return None
+        tokenizer = self.tokenizer
+        with self._structures_lock:
+            if self._structures is None:
+                self._structures = StructureCompiler(tokenizer, self._eos_ids)
+        return self._structures.matcher(params.structure)
 
     def _tokens(self, prompt: Prompt) -> Tokens:
         if isinstance(prompt, str):

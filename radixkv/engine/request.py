@@ -23,6 +23,7 @@ from radixkv.engine.output import Chunk, Completion, FinishReason
 from radixkv.engine.sampler import Sampler, TokenLogprob
 from radixkv.engine.sampling import SamplingParams
 from radixkv.engine.scheduler import Job
+from radixkv.engine.structure import Matcher
 from radixkv.engine.tokenizer import TextStream, Tokenizer
 from radixkv.engine.view import WorkingView
 from radixkv.lease import Cursor, Lease
@@ -64,6 +65,7 @@ class Request:
         tokenizer: Tokenizer | None,
         max_context: int,
         eos_ids: frozenset[int],
+        matcher: Matcher | None = None,
     ) -> None:
         self.prompt = prompt
         self.params = params
@@ -81,6 +83,7 @@ class Request:
         self.completion: Completion | None = None
         self.error: BaseException | None = None
         self._reached = 0  # the furthest position ever: what lies before it was counted
+        self._matcher = matcher
         self._sampler: Sampler | None = None
         self._stream = TextStream(tokenizer, params.stop) if tokenizer is not None else None
         self._text: list[str] = []
@@ -145,7 +148,9 @@ class Request:
     def accept(self, logits: torch.Tensor) -> FinishReason | None:
         """Choose the next token from `logits` [V]; returns why the answer ends with it, or None."""
         if self._sampler is None:
-            self._sampler = Sampler(self.params, logits.shape[-1], logits.device)
+            self._sampler = Sampler(
+                self.params, logits.shape[-1], logits.device, end_ids=self.stop_ids, matcher=self._matcher
+            )
             self._sampler.note(torch.from_numpy(self.prompt.array.astype(np.int64)).to(logits.device))
         token_id, logprob = self._sampler.choose(logits)
         if self._first is None:
@@ -163,7 +168,10 @@ class Request:
             self._stopped_by = token_id
         if ended or self._stopped_by is not None:
             return "stop"
-        return "length" if len(self.output) >= self.max_output else None
+        if len(self.output) < self.max_output:
+            return None
+        whole = self.params.structure is not None and self._sampler.accepting  # only the end token found no room
+        return "stop" if whole else "length"
 
     def complete(self, reason: FinishReason) -> Completion:
         """Make the completion; nobody sees it before `finish`."""
