@@ -44,6 +44,7 @@ bench: install  ## every benchmark that runs without a GPU, five to fifteen minu
 	$(BIN)/python -m bench.engine.view
 	$(BIN)/python -m bench.engine.chat
 	$(BIN)/python -m bench.engine.repository
+	$(BIN)/python -m bench.engine.trees
 
 .venv-rivals/.installed: bench/rivals/requirements.txt
 	$(PYTHON) -m venv .venv-rivals

@@ -9,14 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from radixkv.engine.batcher import EngineStats
     from radixkv.engine.config import EngineConfig
-    from radixkv.engine.engine import Engine, EngineStats
+    from radixkv.engine.engine import Engine
     from radixkv.engine.options import RequestOptions
     from radixkv.engine.output import Chunk, Completion
+    from radixkv.engine.repository import FileCost, Repository, RepositoryAnswer
     from radixkv.engine.sampler import TokenLogprob
     from radixkv.engine.sampling import SamplingParams
     from radixkv.engine.serving import Answer, AsyncEngine
     from radixkv.engine.session import Session
+    from radixkv.engine.structure import Structure
 
 __all__ = [
     "Answer",
@@ -26,9 +29,13 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineStats",
+    "FileCost",
+    "Repository",
+    "RepositoryAnswer",
     "RequestOptions",
     "SamplingParams",
     "Session",
+    "Structure",
     "TokenLogprob",
 ]
 
@@ -39,10 +46,14 @@ _HOMES = {
     "Completion": "output",
     "Engine": "engine",
     "EngineConfig": "config",
-    "EngineStats": "engine",
+    "EngineStats": "batcher",
+    "FileCost": "repository",
+    "Repository": "repository",
+    "RepositoryAnswer": "repository",
     "RequestOptions": "options",
     "SamplingParams": "sampling",
     "Session": "session",
+    "Structure": "structure",
     "TokenLogprob": "sampler",
 }
 

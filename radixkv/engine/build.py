@@ -52,14 +52,14 @@ def build(name: str, config: EngineConfig) -> EngineParts:
     return _assemble(name, config, model, device, dtype, fingerprint, tokenizer)
 
 
-def build_random(model_config: Any, seed: int, config: EngineConfig) -> EngineParts:
+def build_random(model_config: Any, seed: int, config: EngineConfig, tokenizer: Tokenizer | None = None) -> EngineParts:
     """Make a model of random weights and put an engine around it."""
     device, dtype = _device(config), _dtype(config)
     _set_threads(config)
     model, fingerprint = models.random_model(
         model_config, dtype=dtype, device=device, attn_implementation=ATTENTION, seed=seed, extra=_variant(config)
     )
-    return _assemble(f"random {model_config.model_type}", config, model, device, dtype, fingerprint, None)
+    return _assemble(f"random {model_config.model_type}", config, model, device, dtype, fingerprint, tokenizer)
 
 
 def _assemble(

@@ -160,12 +160,16 @@ class AsyncEngine:
         self._send(run)
         return await done
 
+    async def ended(self) -> None:
+        """Wait until the engine's thread has ended: after close(), or because it failed."""
+        await asyncio.shield(self._gone)
+
     async def close(self) -> None:
         """Cancel what runs, end the thread and close the engine. Safe to call twice."""
         if not self._closing:
             self._closing = True
             self._inbox.put(None)
-        await asyncio.shield(self._gone)
+        await self.ended()
 
     # -- the engine's thread ------------------------------------------------------------------------------------------
 

@@ -269,9 +269,12 @@ def _grammar(structure: Structure) -> str:
     if kind == "json_schema":
         text = _BOOLEANS.get(text.strip(), text)
         # A keyword that is not enforced is refused, even where the schema itself asks to be read leniently.
-        return llguidance.LLMatcher.grammar_from_json_schema(
-            text, defaults={"whitespace_pattern": _WHITESPACE}, overrides={"lenient": False}
-        )
+        try:
+            return llguidance.LLMatcher.grammar_from_json_schema(
+                text, defaults={"whitespace_pattern": _WHITESPACE}, overrides={"lenient": False}
+            )
+        except ValueError as error:  # nested too deeply for its parser, for one
+            raise StructureError(structure.label, str(error).strip().splitlines()[0]) from error
     if kind == "lark" and (terminals := len(_TERMINAL.findall(text))) > _MAX_TERMINALS:
         reason = f"it defines {terminals} terminals and the limit is {_MAX_TERMINALS}; join some of them"
         raise StructureError(structure.label, reason)
