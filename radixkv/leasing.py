@@ -128,7 +128,7 @@ class Leasing:
                 self._on_event(Reserved(self._tick, lease.id, pages))
 
     def attach(self, lease: Lease, limit: int) -> int:
-        """Lengthen the run a lease stands on by what others have published; returns tokens gained. Cost: O(tokens beyond it).
+        """Lengthen the run a lease stands on by what others have published; returns tokens gained. Cost: O(them).
 
         Raises:
             LeaseReleased: the lease has ended.

@@ -249,9 +249,9 @@ class Executor:
         if last > first:
             assert request.view is not None
             request.view.save(self.store, lease.pages[first:last], first)
-            duplicates = lease.commit(last * size)
-            if first * size < len(request.prompt):
-                request.written += max(min(last, len(request.prompt) // size) - first - duplicates, 0) * size
+            first += lease.commit(last * size)  # the first of them somebody else had published
+            begin = max(first * size, request.cached)  # the head of a page may have been copied
+            request.written += max(min(last * size, len(request.prompt) // size * size) - begin, 0)
 
     def close(self) -> None:
         """Forget everything, and give back the memory."""

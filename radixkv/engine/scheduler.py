@@ -93,7 +93,7 @@ class Rules:
         mixed_tokens: tokens of a step in which somebody does.
         chunk: tokens that a prefill is computed in multiples of (exact mode), from position 0 on.
         patience_s: who waited so long comes before whoever has more of its prefix cached.
-        rise_s: seconds of waiting that raise the priority by one, up to the highest that waits.
+        rise_s: seconds since its arrival that raise a job's priority by one, up to the highest of all.
         quantum_tokens: tokens each waiting tenant is credited with when nobody is in credit.
         headroom_tokens: tokens of each running job's answer that an admission leaves pages for.
     """
@@ -122,7 +122,8 @@ class State:
         running: jobs that run, in order of their admission.
         num_free, num_evictable: pages.
         now_s: on the clock of the jobs.
-        credits: tokens each tenant may still have computed before others come first; 0 for who is not in it.
+        credits: tokens each tenant may still have computed before others come first; who is not in it starts beside the
+            best of those who are.
     """
 
     waiting: Sequence[Job]
@@ -192,9 +193,12 @@ class _Notes:
         self.waiting = [job for job in state.waiting if job.deadline_at_s > state.now_s]
         ended = [job for job in state.running if job.deadline_at_s <= state.now_s]
         self.overdue = [job.id for job in (*ended, *state.waiting) if job.deadline_at_s <= state.now_s]
-        self.credits = {job.tenant: state.credits.get(job.tenant, 0.0) for job in (*self.running, *self.waiting)}
+        self.highest = max((job.priority for job in (*self.running, *self.waiting)), default=0)
+        start = min(max(state.credits.values(), default=0.0), 0.0)  # nobody pays for what was to be had without a rival
+        self.credits = {job.tenant: state.credits.get(job.tenant, start) for job in (*self.running, *self.waiting)}
         self.num_spare = state.num_free + state.num_evictable + sum(map(_own_pages, ended))  # pages
         self.budget = rules.step_tokens
+        self.num_decoding = 0
         self.preempted: list[int] = []
         self.admitted: list[int] = []
         self.work: dict[int, int] = {}
@@ -210,12 +214,13 @@ class _Notes:
             paged = [job for job in self.running if job.paged]
             if needed <= self.num_spare or len(paged) <= 1:
                 break
-            self._preempt(min(paged, key=_rank))
+            self._preempt(min(paged, key=self._rank))
         self.num_spare -= needed
         if ready:
             self.budget = self.rules.mixed_tokens
         for job in ready:
             self._give(job, 1)
+        self.num_decoding = len(ready)
 
     def prefill(self) -> None:
         """What is left of the step to those that prefill, in order of their admission."""
@@ -240,7 +245,8 @@ class _Notes:
         if chunk == 1:
             return budget
         whole = (job.position + budget) // chunk * chunk - job.position
-        return max(whole, chunk if alone else 0)
+        first = len(self.work) == self.num_decoding  # one chunk in every step, or prefills would wait for all who decode
+        return min(max(whole, chunk if first else 0), left)
 
     def _ahead(self, job: Job) -> int:
         """Up to which token an earlier job, at or ahead of this one, computes this one's prefix; 0: none does."""
@@ -288,22 +294,26 @@ class _Notes:
 
     def _outranked(self) -> bool:
         """Whether anybody waits who would have a running job preempted."""
-        return max(job.priority for job in self.waiting) > min(job.priority for job in self.running)
+        return max(map(self._level, self.waiting)) > min(map(self._level, self.running))
+
+    def _level(self, job: Job) -> int:
+        """Its priority, raised by its age: while it runs too, or whom it has overtaken would preempt it at once."""
+        return min(job.priority + int((self.now_s - job.arrived_s) / self.rules.rise_s), self.highest)
+
+    def _rank(self, job: Job) -> tuple[float, ...]:
+        """Who is preempted first has the smallest: a low level, then late arrival."""
+        return (self._level(job), -job.arrived_s, -job.id)
 
     def _ordered(self, jobs: Iterable[Job]) -> list[Job]:
         """The queue, whose turn it is last."""
-        jobs = list(jobs)
-        highest = max(job.priority for job in jobs)
-        return sorted(jobs, key=lambda job: self._turn(job, highest), reverse=True)
+        return sorted(jobs, key=self._turn, reverse=True)
 
-    def _turn(self, job: Job, highest: int) -> tuple[object, ...]:
+    def _turn(self, job: Job) -> tuple[object, ...]:
         """What the queue is ordered by, smallest first."""
-        waited_s = self.now_s - job.arrived_s
-        level = min(job.priority + int(waited_s / self.rules.rise_s), highest)
         urgent_at = min(job.arrived_s + self.rules.patience_s, job.deadline_at_s - self.rules.patience_s)
         urgent = urgent_at <= self.now_s
         return (
-            -level,
+            -self._level(job),
             self.credits[job.tenant] <= 0,
             not urgent,
             urgent_at if urgent else 0.0,
@@ -351,8 +361,9 @@ class _Notes:
         return not self.running or (len(self.running) < self.rules.max_running and wanted <= self.num_spare)
 
     def _make_room(self, job: Job, wanted: int) -> None:
-        """Preempt jobs of lower priority, the last in rank first, if this one fits then: it starts with the next step."""
-        lower = sorted((other for other in self.running if other.priority < job.priority), key=_rank)
+        """Preempt jobs of a lower level, the last in rank first, if this one fits then: it starts with the next step."""
+        level = self._level(job)
+        lower = sorted((other for other in self.running if self._level(other) < level), key=self._rank)
         slots, pages = self.rules.max_running - len(self.running), self.num_spare
         victims: list[Job] = []
         for victim in lower:
@@ -362,13 +373,7 @@ class _Notes:
             slots, pages = slots + 1, pages + _own_pages(victim) + self._to_come(victim)
         if slots > 0 and pages >= wanted:
             for victim in victims:
-                if victim.id in self.admitted:  # it has not even begun
-                    self.admitted.remove(victim.id)
-                    self.running.remove(victim)
-                    self.credits[victim.tenant] += self.work.pop(victim.id, 0)
-                    self.followers.pop(victim.id, None)
-                else:
-                    self._preempt(victim)
+                self._preempt(victim)
 
     def _needed(self, job: Job, found: int | None = None) -> int:
         """Pages that a waiting job lacks, where it finds so many."""
@@ -400,8 +405,3 @@ class _Notes:
 def _own_pages(job: Job) -> int:
     """Pages that can be had when it stops: those it did not find."""
     return max(job.num_pages - job.num_found, 0)
-
-
-def _rank(job: Job) -> tuple[float, ...]:
-    """Who is preempted first has the smallest: low priority, then late arrival."""
-    return (job.priority, -job.arrived_s, -job.id)

@@ -127,7 +127,12 @@ class AsyncEngine:
         """
         if self._closing:
             raise EngineClosed
-        request = await asyncio.to_thread(self.engine._request, prompt, params, options)
+        try:
+            request = await asyncio.to_thread(self.engine._request, prompt, params, options)
+        except AttributeError:  # closed meanwhile: what it needs is gone
+            if self._closing:
+                raise EngineClosed from None
+            raise
         answer = Answer(self, request)
 
         def enter(engine: Engine) -> None:
@@ -158,7 +163,14 @@ class AsyncEngine:
             self._tell(_resolve, done, outcome, error)
 
         self._send(run)
-        return await done
+        try:
+            await asyncio.wait((done, self._gone), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            done.cancel()
+            raise
+        if not done.done():  # the thread ended before it came to this
+            raise EngineClosed
+        return done.result()
 
     async def ended(self) -> None:
         """Wait until the engine's thread has ended: after close(), or because it failed."""
@@ -181,6 +193,8 @@ class AsyncEngine:
                 self._hand_out()
         except BaseException:
             log.exception("the engine's thread ended")
+            self._tell(_deliver, [(answer, [], True, EngineClosed()) for answer in self._answers.values()])
+            self._answers.clear()
         finally:
             self._closing = True
             self.engine.close()

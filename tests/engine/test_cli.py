@@ -27,7 +27,7 @@ def radixkv(*arguments: str, stdin: str = "", timeout: float = 300) -> subproces
 def test_help_names_every_command():
     done = radixkv("--help")
     assert done.returncode == 0
-    for command in ("chat", "demo", "model", "replay"):
+    for command in ("chat", "demo", "model", "repo", "replay", "serve", "top"):
         assert command in done.stdout
 
 

@@ -1,0 +1,94 @@
+"""Bodies and answers of the session routes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from radixkv_service.openai_answers import Answer
+from radixkv_service.openai_models import ChatMessage
+
+__all__ = [
+    "AppendMessages",
+    "CloseSession",
+    "ClosedSession",
+    "OpenSession",
+    "RewindSession",
+    "SessionList",
+    "SessionView",
+    "WholeSession",
+]
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class OpenSession(BaseModel):
+    """The body of POST /v1/sessions."""
+
+    model_config = _STRICT
+
+    system: str | None = Field(None, description="A system message, in front of the others.")
+    messages: list[ChatMessage] = Field([], description="What is said before the first turn.")
+    ttl_s: Annotated[float, Field(ge=1, le=30 * 86_400)] = Field(3600.0, description="Seconds without use until it is gone.")
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="Only requests of this salt find it; also as the header x-cache-salt."
+    )
+
+
+class AppendMessages(BaseModel):
+    """The body of POST /v1/sessions/{session_id}/messages."""
+
+    model_config = _STRICT
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+
+
+class RewindSession(BaseModel):
+    """The body of POST /v1/sessions/{session_id}/rewind."""
+
+    model_config = _STRICT
+
+    turns: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(1, description="So many of the last turns are undone.")
+
+
+class CloseSession(BaseModel):
+    """The body of POST /close_session, SGLang's name."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    session_id: Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class SessionView(Answer):
+    """A session's numbers."""
+
+    id: str
+    object: Literal["session"] = "session"
+    num_messages: int
+    num_turns: int
+    busy: bool
+    ttl_s: float
+    expires_in_s: float
+
+
+class WholeSession(SessionView):
+    """A session with its messages; `num_tokens` is what they are as a prompt, None where the template refuses them."""
+
+    num_tokens: int | None
+    messages: list[dict[str, Any]]
+
+
+class SessionList(Answer):
+    """The sessions of one owner, oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[SessionView]
+
+
+class ClosedSession(Answer):
+    """A session that is gone."""
+
+    id: str
+    object: Literal["session"] = "session"
+    deleted: Literal[True] = True
