@@ -45,6 +45,9 @@ bench: install  ## every benchmark that runs without a GPU, five to fifteen minu
 	$(BIN)/python -m bench.engine.chat
 	$(BIN)/python -m bench.engine.repository
 	$(BIN)/python -m bench.engine.trees
+	$(BIN)/python -m bench.serve.simulate
+	$(BIN)/python -m bench.serve.load
+	$(BIN)/python -m bench.serve.overhead
 
 .venv-rivals/.installed: bench/rivals/requirements.txt
 	$(PYTHON) -m venv .venv-rivals

@@ -1,9 +1,10 @@
-"""The command line: radixkv chat | demo | replay | model fetch. Needs the `cli` extra; what a command runs may need more."""
+"""The command line: radixkv chat | demo | repo | replay | top | model fetch. Needs the `cli` extra; some need more."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from radixkv import __version__
@@ -17,6 +18,8 @@ try:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from radixkv.replay.cli import replay
+    from radixkv.repo_cli import repo
+    from radixkv.top import top
 except ImportError as missing:
     sys.exit(f"radixkv's command line needs the package {missing.name!r}: pip install 'radixkv[engine]'")
 
@@ -35,6 +38,10 @@ app = typer.Typer(
 model_app = typer.Typer(help="Get models.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.command("replay")(replay)
+app.command("repo")(repo)
+app.command("top")(top)
+for command in entry_points(group="radixkv.commands"):  # of packages above this one, such as the service's `serve`
+    app.command(command.name)(command.load())
 
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
@@ -120,7 +127,13 @@ def demo(
 
 @app.command()
 def chat(
-    model: ModelOption = "smollm2",
+    model: Annotated[
+        str | None, typer.Argument(help="As for demo; with --url, one of the server's names.", show_default="smollm2")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Chat with the server there, and load no model here.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="RADIXKV_API_KEY", help="With --url: a key, if the server wants one.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0)] = 0.0,
@@ -130,8 +143,17 @@ def chat(
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse prefixes.")] = True,
 ) -> None:
     """Chat in the terminal; after each turn, see how many tokens were skipped and the time that saved."""
+    if url is not None:
+        from radixkv.remote_cli import chat_remote
+
+        if exact or not cache:
+            _fail("--exact and --no-cache are the server's to set; leave them out beside --url")
+        fields = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        chat_remote(url, api_key, model, system, {name: value for name, value in fields.items() if value is not None})
+        return
     from radixkv.engine import Engine, SamplingParams
 
+    model = model or "smollm2"
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     with err.status(f"loading {model} ..."):
         engine = Engine(model, exact=exact, cache=cache)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from radixkv.engine.config import is_count, is_number
 from radixkv.engine.structure import Structure
@@ -57,7 +58,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._normalise()
-        for name, fits, expected in (*self._number_limits(), *self._form_limits()):
+        for name, fits, expected in chain(self._number_limits(), self._form_limits()):  # later ones rely on earlier
             if not fits:
                 raise ConfigError(name, getattr(self, name), expected)
 
