@@ -7,7 +7,9 @@
 
 One step's tokens, at most `step_tokens`, or `mixed_tokens` where somebody decodes, so that nobody's next token waits long:
 
-    [ one token of every decoding job | prefill of the longest admitted | ... of the next | ... ]
+    [ one token of every decoding job | prefill of whoever has least left | ... of the next | ... ]
+
+so that a hit never waits behind somebody's long miss; who has waited long comes first all the same.
 
 Who is admitted next: the highest priority, where waiting raises it; of those, tenants in credit before tenants in debt; of
 those, whoever has waited past all patience; then the longest cached prefix, and among equals the order of their tokens,
@@ -171,8 +173,9 @@ def plan(state: State, rules: Rules) -> Plan:
     """
     notes = _Notes(state, rules)
     notes.decode()
-    notes.prefill()
+    notes.follow()
     notes.admit()
+    notes.prefill()
     return Plan(
         tuple(notes.overdue),
         tuple(notes.preempted),
@@ -203,6 +206,7 @@ class _Notes:
         self.admitted: list[int] = []
         self.work: dict[int, int] = {}
         self.followers: dict[int, int] = {}  # id -> tokens it will take over, from the beginning on
+        self.queue: list[Job] = []  # those that prefill, whose turn it is last
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -222,19 +226,28 @@ class _Notes:
             self._give(job, 1)
         self.num_decoding = len(ready)
 
-    def prefill(self) -> None:
-        """What is left of the step to those that prefill, in order of their admission."""
-        for job in list(self.running):
+    def follow(self) -> None:
+        """Who has its prefix computed by an earlier one waits for that; the others line up for what is left of the step."""
+        for job in self.running:
             if job.id not in self.work:
-                self._advance(job)
+                if (ahead := self._ahead(job)) > job.position:
+                    self.followers[job.id] = ahead
+                else:
+                    self.queue.append(job)
+        self.queue.sort(key=self._prefill_turn, reverse=True)
 
-    def _advance(self, job: Job) -> None:
-        """Give a prefilling job what is left of the step, or have it follow another."""
-        ahead = self._ahead(job)
-        if ahead > job.position:
-            self.followers[job.id] = ahead
-        elif self.budget > 0 and (count := self._chunk(job)):
-            self._give(job, count)
+    def prefill(self, before: tuple[float, ...] = (inf,)) -> None:
+        """What is left of the step to those whose turn comes before that one, as far as it goes."""
+        while self.queue and self._prefill_turn(self.queue[-1]) < before:
+            job = self.queue.pop()
+            if self.budget > 0 and (count := self._chunk(job)):
+                self._give(job, count)
+
+    def _prefill_turn(self, job: Job) -> tuple[float, ...]:
+        """What prefills are ordered by, smallest first: what has least left, unless somebody has waited too long."""
+        urgent_at, debt = self._urgent_at(job), self.credits[job.tenant] <= 0
+        urgent = urgent_at <= self.now_s
+        return (-self._level(job), debt, not urgent, urgent_at if urgent else 0.0, job.remaining, job.arrived_s, job.id)
 
     def _chunk(self, job: Job) -> int:
         """Tokens that it gets of what is left. A short last chunk would read all weights for a few tokens."""
@@ -273,22 +286,23 @@ class _Notes:
         self.num_spare += _own_pages(job)
         self.credits[job.tenant] += self.work.pop(job.id, 0)
         self.followers.pop(job.id, None)
+        self.queue = [other for other in self.queue if other.id != job.id]
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """Start jobs while the step has tokens left, and pages; followers need none of its tokens."""
+        """Start jobs while the step has tokens for them, and pages; followers need none of its tokens."""
         if not self.waiting or (len(self.running) >= self.rules.max_running and not self._outranked()):
             return
         self.num_spare -= sum(self._to_come(job) + self._missing(job, job.remaining) for job in self.running)
-        queue: list[Job] = []
+        line: list[Job] = []
         debtors: set[str] | None = None
         waiting = {job.id: job for job in self.waiting}
         while waiting and not self.preempted:  # who was preempted has to let go before others start
             self._credit({job.tenant for job in waiting.values()})
             if debtors != (debtors := {tenant for tenant, credit in self.credits.items() if credit <= 0}):
-                queue = self._ordered(waiting.values())
-            job = waiting.pop(queue.pop().id)
+                line = self._ordered(waiting.values())
+            job = waiting.pop(line.pop().id)
             if not self._starved(job) and not self._start(job):
                 return
 
@@ -310,7 +324,7 @@ class _Notes:
 
     def _turn(self, job: Job) -> tuple[object, ...]:
         """What the queue is ordered by, smallest first."""
-        urgent_at = min(job.arrived_s + self.rules.patience_s, job.deadline_at_s - self.rules.patience_s)
+        urgent_at = self._urgent_at(job)
         urgent = urgent_at <= self.now_s
         return (
             -self._level(job),
@@ -324,6 +338,10 @@ class _Notes:
             job.arrived_s,
             job.id,
         )
+
+    def _urgent_at(self, job: Job) -> float:
+        """When it has waited past all patience, or comes close to its deadline."""
+        return min(job.arrived_s + self.rules.patience_s, job.deadline_at_s - self.rules.patience_s)
 
     def _credit(self, tenants: set[str]) -> None:
         """Where every waiting tenant is in debt, all of them get as many quanta as the first needs to be in credit."""
@@ -341,20 +359,32 @@ class _Notes:
 
     def _start(self, job: Job) -> bool:
         """Admit a job and give it its first tokens; False where it has to wait, and all behind it."""
+        if self._would_be_ousted(job):
+            return True
         placed = replace(job, position=min(job.num_cached, job.num_tokens - 1) // self.rules.chunk * self.rules.chunk)
         ahead = self._ahead(placed)
+        follows = ahead > placed.position
+        if not follows:
+            self.prefill(before=self._prefill_turn(placed))
+            if self.budget <= 0:
+                return False
         found = max(job.num_cached, ahead) // self.rules.page_size
         wanted = self._needed(job, found) + self._taken(job) + self._to_come(job)
-        if self.budget <= 0 and ahead <= placed.position:
-            return False
         if not self._fits(wanted):
             self._make_room(job, wanted)
             return False
         self.num_spare -= wanted
         self.admitted.append(job.id)
         self.running.append(placed)
-        self._advance(placed)
+        if follows:
+            self.followers[job.id] = ahead
+        elif count := self._chunk(placed):
+            self._give(placed, count)
         return True
+
+    def _would_be_ousted(self, job: Job) -> bool:
+        """Whether it made room before, and those of a higher level still come: it would only begin once more, and again."""
+        return job.resumed and any(self._level(other) > self._level(job) for other in self.running)
 
     def _fits(self, wanted: int) -> bool:
         """Whether a job that wants so many pages may start: always, where it would be alone."""

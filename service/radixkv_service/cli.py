@@ -78,6 +78,9 @@ def serve(
     prefill_chunk: Annotated[
         int | None, typer.Option(help="Prompt tokens computed in one step.", rich_help_panel=_ENGINE)
     ] = None,
+    mixed_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a step in which somebody decodes.", rich_help_panel=_ENGINE)
+    ] = None,
     num_threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_ENGINE)] = None,
 ) -> None:
     """Serve a model over HTTP, in OpenAI's form. What is not given here is read from RADIXKV_..., or has its default."""

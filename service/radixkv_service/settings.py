@@ -35,6 +35,7 @@ _ENGINE_FIELDS = {
     "weights": "weights",
     "enable_prefix_caching": "cache",
     "prefill_chunk": "prefill_chunk",
+    "mixed_tokens": "mixed_tokens",
     "num_threads": "num_threads",
 }
 """Our name -> the engine's. None everywhere means the engine's own default."""
@@ -77,6 +78,7 @@ class ServiceSettings(BaseSettings):
         weights: native, or int8 on a CPU.
         enable_prefix_caching: reuse prefixes.
         prefill_chunk: prompt tokens computed in one step.
+        mixed_tokens: tokens of a step in which somebody decodes.
         num_threads: CPU threads.
     """
 
@@ -116,6 +118,7 @@ class ServiceSettings(BaseSettings):
     weights: str | None = None
     enable_prefix_caching: bool | None = None
     prefill_chunk: int | None = None
+    mixed_tokens: int | None = None
     num_threads: int | None = None
 
     @field_validator("api_keys", "allowed_hosts", "served_model_name", "repository_root", mode="before")

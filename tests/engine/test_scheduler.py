@@ -457,6 +457,15 @@ def test_a_cold_prompt_is_not_kept_waiting_by_a_flood_of_cached_ones():
     assert cold.started_s - cold.job.arrived_s > 1, "the flood was heavy enough to matter"
 
 
+def test_a_short_prompt_does_not_wait_behind_a_long_one_unless_that_has_waited_too_long():
+    long, short = prompts(1, 40)[0], tokens(9001)
+    running = job(1, long, position=8, num_pages=40)
+    for now_s, first in ((1.0, 2), (RULES.patience_s, 1)):
+        todo = plan(State([job(2, short, arrived_s=now_s)], [running], 100, 0, now_s), RULES)
+        assert todo.work[0].job_id == first
+        assert sum(share.num_tokens for share in todo.work) == RULES.step_tokens
+
+
 @pytest.mark.parametrize("max_running", [1, 3])
 def test_a_flood_of_high_priority_holds_nobody_back_for_ever_and_is_not_held_back_itself(max_running):
     world = World(replace(RULES, max_running=max_running, rise_s=2.0), num_pages=60)
