@@ -10,7 +10,7 @@ scheduler.py decides, executor.py acts; here is who is where, and what happens t
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -101,6 +101,10 @@ class Batcher:
         """Requests in the queue."""
         return len(self._waiting)
 
+    def waiting_by_tenant(self) -> Counter[str]:
+        """How many requests of each tenant are in the queue. Cost: O(waiting)."""
+        return Counter(request.options.tenant for request in self._waiting.values())
+
     @property
     def busy(self) -> bool:
         """Whether any request waits or runs."""
@@ -183,8 +187,9 @@ class Batcher:
                     self._waiting[request.job.id] = self._waiting.pop(request.job.id)
 
     def _ranked(self) -> bool:
-        """Whether requests have priorities at all."""
-        return len({request.job.priority for request in (*self._waiting.values(), *self._running.values())}) > 1
+        """Whether anybody may have to make room: requests differ in priority or tenant."""
+        jobs = [request.job for request in (*self._waiting.values(), *self._running.values())]
+        return len({(job.priority, job.tenant) for job in jobs}) > 1
 
     def _start(self, request: Request) -> None:
         self._running[request.job.id] = request

@@ -13,6 +13,7 @@ takes another with it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from threading import Lock, RLock
@@ -217,6 +218,11 @@ class Engine:
     def num_waiting(self) -> int:
         """Requests in the queue."""
         return self._batcher.num_waiting
+
+    def waiting_by_tenant(self) -> Counter[str]:
+        """How many requests of each tenant are in the queue. Cost: O(waiting)."""
+        with self._lock:
+            return self._batcher.waiting_by_tenant()
 
     def _submit(self, requests: Sequence[Request]) -> None:
         with self._lock:

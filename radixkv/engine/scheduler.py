@@ -21,6 +21,7 @@ other publishes, one step after another.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -308,7 +309,12 @@ class _Notes:
 
     def _outranked(self) -> bool:
         """Whether anybody waits who would have a running job preempted."""
-        return max(map(self._level, self.waiting)) > min(map(self._level, self.running))
+        if max(map(self._level, self.waiting)) > min(map(self._level, self.running)):
+            return True
+        runs = Counter(job.tenant for job in self.running)
+        return max(runs.values()) > 1 and any(
+            job.tenant not in runs and self._urgent_at(job) <= self.now_s for job in self.waiting
+        )
 
     def _level(self, job: Job) -> int:
         """Its priority, raised by its age: while it runs too, or whom it has overtaken would preempt it at once."""
@@ -391,12 +397,10 @@ class _Notes:
         return not self.running or (len(self.running) < self.rules.max_running and wanted <= self.num_spare)
 
     def _make_room(self, job: Job, wanted: int) -> None:
-        """Preempt jobs of a lower level, the last in rank first, if this one fits then: it starts with the next step."""
-        level = self._level(job)
-        lower = sorted((other for other in self.running if self._level(other) < level), key=self._rank)
+        """Preempt jobs that give way to this one, if it fits then: it starts with the next step."""
         slots, pages = self.rules.max_running - len(self.running), self.num_spare
         victims: list[Job] = []
-        for victim in lower:
+        for victim in self._yielding(job):
             if slots > 0 and pages >= wanted:
                 break
             victims.append(victim)
@@ -404,6 +408,20 @@ class _Notes:
         if slots > 0 and pages >= wanted:
             for victim in victims:
                 self._preempt(victim)
+
+    def _yielding(self, job: Job) -> list[Job]:
+        """Who gives way to a job, the last in rank first: those of a lower level.
+
+        Where its tenant runs nothing and it has waited past all patience, also the last of a tenant that runs the most, and
+        more than one: nobody keeps all places for itself.
+        """
+        level = self._level(job)
+        lower = sorted((other for other in self.running if self._level(other) < level), key=self._rank)
+        runs = Counter(other.tenant for other in self.running)
+        if lower or job.tenant in runs or self._urgent_at(job) > self.now_s or max(runs.values()) < 2:
+            return lower
+        (most, _), *_ = runs.most_common(1)
+        return sorted((one for one in self.running if one.tenant == most and self._level(one) == level), key=self._rank)[:1]
 
     def _needed(self, job: Job, found: int | None = None) -> int:
         """Pages that a waiting job lacks, where it finds so many."""

@@ -136,9 +136,7 @@ class AsyncEngine:
         answer = Answer(self, request)
 
         def enter(engine: Engine) -> None:
-            waiting, limit = engine.num_waiting, engine.config.max_waiting
-            if waiting >= limit:
-                raise QueueFull(waiting, limit, self._pace.seconds_for(waiting // 4))
+            self._require_place(engine, request.options.tenant)
             engine._submit([request])
             self._answers[id(request)] = answer
 
@@ -148,6 +146,16 @@ class AsyncEngine:
             answer.cancel()  # after `enter` in the inbox, so nothing is left running
             raise
         return answer
+
+    def _require_place(self, engine: Engine, tenant: str) -> None:
+        """Refuse a request where too many wait; a full queue still has a place for whoever has less than its share of it."""
+        waiting, limit = engine.num_waiting, engine.config.max_waiting
+        if waiting < limit:
+            return
+        by_tenant = engine.waiting_by_tenant()
+        share = max(limit // len(by_tenant.keys() | {tenant}), 1)
+        if by_tenant[tenant] >= share or waiting >= 2 * limit:
+            raise QueueFull(waiting, limit, self._pace.seconds_for(waiting // 4))
 
     async def call(self, act: Callable[[Engine], T]) -> T:
         """Run `act` on the engine's thread, between two steps, and wait for what it returns or raises."""

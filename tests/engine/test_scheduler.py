@@ -512,6 +512,21 @@ def test_two_tenants_who_always_wait_are_served_alike(answer_x, answer_y):
     assert abs(world.served["x"] - world.served["y"]) <= 2 * 64 + RULES.max_running * longest
 
 
+def test_a_tenant_that_holds_all_places_gives_one_to_whoever_has_none_and_has_waited_long():
+    world = World(replace(RULES, max_running=3), num_pages=400)
+    held = [world.add(prompt, answer=300, tenant="x") for prompt in prompts(5, 2)]
+    for _ in range(5):
+        world.step()
+    light = world.add(*prompts(1, 2, seed=1), answer=2, tenant="y")
+    while light.ended_s is None:
+        world.step()
+        assert world.now_s < 60
+    assert light.ended_s - light.job.arrived_s <= RULES.patience_s + 6 * world.step_s
+    assert sum(one.preemptions for one in held) == 1
+    world.run()
+    assert all(one.ended_s is not None for one in held)
+
+
 def test_a_light_tenant_waits_for_a_quantum_and_not_for_the_queue():
     world = World(replace(RULES, max_running=2), num_pages=200)
     for prompt in prompts(100, 6):

@@ -273,6 +273,27 @@ def test_a_full_queue_refuses_and_says_when_to_come_again():
     run(scenario())
 
 
+def test_a_queue_that_one_tenant_fills_still_has_a_place_for_another():
+    async def scenario() -> None:
+        def asked(seed: int, tenant: str):
+            return front.submit(ids(30, seed), params(300), RequestOptions(tenant=tenant))
+
+        async with served(max_running=1, max_waiting=4) as front:
+            answers = [await asked(0, "x")]
+            await anext(answers[0])
+            answers += [await asked(seed, "x") for seed in range(1, 5)]
+            with pytest.raises(errors.QueueFull):
+                await asked(5, "x")
+            answers += [await asked(seed, "y") for seed in (6, 7)]
+            for tenant in ("x", "y"):
+                with pytest.raises(errors.QueueFull):
+                    await asked(8, tenant)
+            for answer in answers:
+                answer.cancel()
+
+    run(scenario())
+
+
 def test_a_deadline_ends_a_request_that_waits_and_one_that_runs():
     async def scenario() -> None:
         async with served(max_running=1) as front:
