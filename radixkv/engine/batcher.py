@@ -245,7 +245,12 @@ class Batcher:
             holders = [other for other in holders if other.job.namespace == request.job.namespace]
         if len(holders) < 2:
             return None
-        return min(holders, key=lambda other: (other.job.priority, -other.job.arrived_s, -other.job.id))
+        return min(holders, key=self._rank)
+
+    def _rank(self, request: Request) -> tuple[float, ...]:
+        """Who makes room first has the smallest, as the scheduler has it: a tenant in debt, low priority, late arrival."""
+        job = request.job
+        return (self._credits.get(job.tenant, 0.0) > 0, job.priority, -job.arrived_s, -job.id)
 
     def _forward(self, batch: Sequence[Piece]) -> None:
         """One forward pass; where it fails, each request's part is tried alone, and who fails then ends."""

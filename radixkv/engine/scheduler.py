@@ -11,7 +11,7 @@ One step's tokens, at most `step_tokens`, or `mixed_tokens` where somebody decod
 
 so that a hit never waits behind somebody's long miss; who has waited long comes first all the same.
 
-Who is admitted next: the highest priority, where waiting raises it; of those, tenants in credit before tenants in debt; of
+Who is admitted next: tenants in credit before tenants in debt; of those, the highest priority, where waiting raises it; of
 those, whoever has waited past all patience; then the longest cached prefix, and among equals the order of their tokens,
 which walks the tree depth first. That is deficit longest prefix match (arXiv:2501.14312), with ageing.
 
@@ -248,7 +248,7 @@ class _Notes:
         """What prefills are ordered by, smallest first: what has least left, unless somebody has waited too long."""
         urgent_at, debt = self._urgent_at(job), self.credits[job.tenant] <= 0
         urgent = urgent_at <= self.now_s
-        return (-self._level(job), debt, not urgent, urgent_at if urgent else 0.0, job.remaining, job.arrived_s, job.id)
+        return (debt, -self._level(job), not urgent, urgent_at if urgent else 0.0, job.remaining, job.arrived_s, job.id)
 
     def _chunk(self, job: Job) -> int:
         """Tokens that it gets of what is left. A short last chunk would read all weights for a few tokens."""
@@ -309,7 +309,10 @@ class _Notes:
 
     def _outranked(self) -> bool:
         """Whether anybody waits who would have a running job preempted."""
-        if max(map(self._level, self.waiting)) > min(map(self._level, self.running)):
+        lowest: dict[str, int] = {}
+        for job in self.running:
+            lowest[job.tenant] = min(lowest.get(job.tenant, self.highest), self._level(job))
+        if any(self._level(job) > lowest.get(job.tenant, self.highest) for job in self.waiting):
             return True
         runs = Counter(job.tenant for job in self.running)
         return max(runs.values()) > 1 and any(
@@ -321,8 +324,8 @@ class _Notes:
         return min(job.priority + int((self.now_s - job.arrived_s) / self.rules.rise_s), self.highest)
 
     def _rank(self, job: Job) -> tuple[float, ...]:
-        """Who is preempted first has the smallest: a low level, then late arrival."""
-        return (self._level(job), -job.arrived_s, -job.id)
+        """Who is preempted first has the smallest: a tenant in debt, a low level, then late arrival."""
+        return (self.credits[job.tenant] > 0, self._level(job), -job.arrived_s, -job.id)
 
     def _ordered(self, jobs: Iterable[Job]) -> list[Job]:
         """The queue, whose turn it is last."""
@@ -333,8 +336,8 @@ class _Notes:
         urgent_at = self._urgent_at(job)
         urgent = urgent_at <= self.now_s
         return (
-            -self._level(job),
             self.credits[job.tenant] <= 0,
+            -self._level(job),
             not urgent,
             urgent_at if urgent else 0.0,
             not job.resumed,
@@ -390,7 +393,8 @@ class _Notes:
 
     def _would_be_ousted(self, job: Job) -> bool:
         """Whether it made room before, and those of a higher level still come: it would only begin once more, and again."""
-        return job.resumed and any(self._level(other) > self._level(job) for other in self.running)
+        above = (other for other in self.running if other.tenant == job.tenant and self._level(other) > self._level(job))
+        return job.resumed and any(above)
 
     def _fits(self, wanted: int) -> bool:
         """Whether a job that wants so many pages may start: always, where it would be alone."""
@@ -410,18 +414,20 @@ class _Notes:
                 self._preempt(victim)
 
     def _yielding(self, job: Job) -> list[Job]:
-        """Who gives way to a job, the last in rank first: those of a lower level.
+        """Who gives way to a job, the last in rank first: those of its tenant that have a lower level.
 
         Where its tenant runs nothing and it has waited past all patience, also the last of a tenant that runs the most, and
         more than one: nobody keeps all places for itself.
         """
         level = self._level(job)
-        lower = sorted((other for other in self.running if self._level(other) < level), key=self._rank)
+        begun = [other for other in self.running if other.id not in self.admitted]
+        own = [other for other in begun if other.tenant == job.tenant]
+        lower = sorted((other for other in own if self._level(other) < level), key=self._rank)
         runs = Counter(other.tenant for other in self.running)
-        if lower or job.tenant in runs or self._urgent_at(job) > self.now_s or max(runs.values()) < 2:
+        if job.tenant in runs or self._urgent_at(job) > self.now_s or max(runs.values(), default=0) < 2:
             return lower
         (most, _), *_ = runs.most_common(1)
-        return sorted((one for one in self.running if one.tenant == most and self._level(one) == level), key=self._rank)[:1]
+        return sorted((other for other in begun if other.tenant == most), key=self._rank)[:1]
 
     def _needed(self, job: Job, found: int | None = None) -> int:
         """Pages that a waiting job lacks, where it finds so many."""

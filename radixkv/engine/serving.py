@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -107,6 +108,7 @@ class AsyncEngine:
         self._inbox: SimpleQueue[Callable[[Engine], object] | None] = SimpleQueue()
         self._answers: dict[int, Answer] = {}  # by id of the request; the engine's thread only
         self._pace = _Pace()
+        self._shapers = ThreadPoolExecutor(2, "radixkv-shapes")
         self._closing = False
         self._gone = self._loop.create_future()
         self._thread = Thread(target=self._run, name="radixkv-engine", daemon=True)
@@ -128,7 +130,9 @@ class AsyncEngine:
         if self._closing:
             raise EngineClosed
         try:
-            request = await asyncio.to_thread(self.engine._request, prompt, params, options)
+            shaped = params is not None and params.structure is not None  # its grammar may take long to compile
+            pool = self._shapers if shaped else None
+            request = await self._loop.run_in_executor(pool, self.engine._request, prompt, params, options)
         except AttributeError:  # closed meanwhile: what it needs is gone
             if self._closing:
                 raise EngineClosed from None
@@ -189,6 +193,7 @@ class AsyncEngine:
         if not self._closing:
             self._closing = True
             self._inbox.put(None)
+            self._shapers.shutdown(wait=False, cancel_futures=True)
         await self.ended()
 
     # -- the engine's thread ------------------------------------------------------------------------------------------

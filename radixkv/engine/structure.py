@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -41,6 +41,9 @@ _TERMINAL = re.compile(r"^\s*_*[A-Z][A-Z0-9_]*\s*(?:\[[^\]\n]*\]|\.\s*-?\d+)?\s*
 _STACK_BYTES = 256 << 20  # NOTE: the compiler recurses along chains of definitions; 8 MiB end, with the process, at 1,000
 _WHITESPACE = r"[ \n]{1,16}"  # unbounded, a small model can go on with spaces until its tokens are used up
 _STACK_LOCK = threading.Lock()
+_COMPILE_S = 10.0  # NOTE: intersections (allOf, & in Lark) cost 2^n: 14 patterns take 10 s, 24 take hours
+_MAX_INTERSECTED = 8  # patterns and formats below one allOf
+_COMPILERS = threading.BoundedSemaphore(2)  # what takes longer cannot be stopped: it keeps its place until it ends
 _BOOLEANS = {"true": "{}", "false": '{"enum":[]}'}  # the library takes options for schemas that are objects only
 
 
@@ -268,6 +271,9 @@ def _grammar(structure: Structure) -> str:
         kind, text = "json_schema", '{"type":"object"}'
     if kind == "json_schema":
         text = _BOOLEANS.get(text.strip(), text)
+        if (intersected := _most_intersected(json.loads(text))) > _MAX_INTERSECTED:
+            reason = f"one allOf joins {intersected} patterns or formats and the limit is {_MAX_INTERSECTED}"
+            raise StructureError(structure.label, reason)
         # A keyword that is not enforced is refused, even where the schema itself asks to be read leniently.
         try:
             return llguidance.LLMatcher.grammar_from_json_schema(
@@ -281,6 +287,22 @@ def _grammar(structure: Structure) -> str:
     return llguidance.grammar_from(kind, text)
 
 
+def _most_intersected(schema: Any) -> int:
+    """The most patterns and formats that any allOf of a schema joins. Cost: O(schema)."""
+    counts: Counter[int] = Counter()
+    stack, num_all_of = [(schema, 0)], 0  # a value, and the number of the outermost allOf it stands in
+    while stack:
+        value, inside = stack.pop()
+        if isinstance(value, list):
+            stack += [(one, inside) for one in value]
+        elif isinstance(value, dict):
+            for name, one in value.items():
+                num_all_of += name == "allOf"
+                stack.append((one, num_all_of if name == "allOf" and not inside else inside))
+                counts[inside] += bool(inside) and name in ("pattern", "format")
+    return max(counts.values(), default=0)
+
+
 def _on_deep_stack(act: Callable[[], T]) -> T:
     """Run `act` on a thread with a stack for the longest chain of definitions that the limits on a text allow."""
     outcome: list[T] = []
@@ -291,18 +313,25 @@ def _on_deep_stack(act: Callable[[], T]) -> T:
             outcome.append(act())
         except BaseException as error:
             failure.append(error)
+        finally:
+            _COMPILERS.release()
 
+    if not _COMPILERS.acquire(timeout=_COMPILE_S):
+        raise StructureError("an answer's form", "others are being compiled; try again later")
     with _STACK_LOCK:  # the stack's size is a setting of the whole process, read when a thread starts
         before = threading.stack_size(_STACK_BYTES)
         try:
-            thread = threading.Thread(target=run, name="radixkv-grammar")
+            thread = threading.Thread(target=run, name="radixkv-grammar", daemon=True)
             thread.start()
         except RuntimeError as error:
+            _COMPILERS.release()
             reason = f"there is no memory for a stack of {_STACK_BYTES >> 20} MiB, which its compiler is given ({error})"
             raise StructureError("an answer's form", reason) from error
         finally:
             threading.stack_size(before)
-    thread.join()
+    thread.join(_COMPILE_S)
+    if thread.is_alive():
+        raise StructureError("an answer's form", f"compiling it takes more than {_COMPILE_S:.0f} s; ask for less at once")
     if failure:
         raise failure[0]
     return outcome[0]

@@ -58,6 +58,7 @@ class ToolCallParser:
         self._new_id = new_id
         self._held = ""
         self._skip = 0  # characters at the start of `_held` that are known to be text, whatever they look like
+        self._tried = 0  # characters behind the marker whose closing tags are known to be inside a string
         self._at_start = True  # no text was certain yet: the whole answer may be a call
         self._after_call = False
 
@@ -93,10 +94,12 @@ class ToolCallParser:
             return False
         start, marker = found
         body = self._held[start + len(marker) :]
-        decided = _tagged(body, final=final) if marker == _OPEN else _listed(body, final=final)
+        decided = _tagged(body, self._tried, final=final) if marker == _OPEN else _listed(body, final=final)
         if decided is None:
+            self._tried = max(len(body) - len(_CLOSE) + 1, 0)
             self._show(start, shown, final=False)
             return False
+        self._tried = 0
         if decided.found is None:
             self._skip = start + len(marker)  # what opens no call is text; look on behind it
         else:
@@ -156,12 +159,12 @@ def _marker(text: str, start: int) -> tuple[int, str] | None:
     return min((place for place in places if place[0] >= 0), default=None)
 
 
-def _tagged(body: str, *, final: bool) -> _Decided | None:
-    """Decide on what follows `<tool_call>`; None while more of it is needed."""
+def _tagged(body: str, tried: int, *, final: bool) -> _Decided | None:
+    """Decide on what follows `<tool_call>`; None while more of it is needed. Tags before `tried` were tried in vain."""
     inner = body.lstrip()
     if inner and inner[0] not in "{[":
         return _NO_CALL
-    at = body.find(_CLOSE)
+    at = body.find(_CLOSE, tried)
     while at >= 0:
         found = _calls_in(body[:at])
         if found is not None:

@@ -205,7 +205,7 @@ def test_no_more_pages_are_asked_for_than_can_be_had_unless_one_runs_alone(situa
 
 
 @given(situations())
-def test_whoever_is_preempted_ranks_below_all_that_go_on(situation):
+def test_whoever_is_preempted_ranks_below_all_of_its_tenant_that_go_on(situation):
     state, rules = situation
     todo = plan(state, rules)
     kept = [one for one in live(state) if one in state.running and one.id not in todo.preempted and one.paged]
@@ -217,7 +217,7 @@ def test_whoever_is_preempted_ranks_below_all_that_go_on(situation):
 
     preempted = [one for one in state.running if one.id in todo.preempted]
     for victim in preempted:
-        assert all(rank(victim) < rank(other) for other in kept)
+        assert all(rank(victim) < rank(other) for other in kept if other.tenant == victim.tenant)
 
 
 # -- many steps -------------------------------------------------------------------------------------------------------
@@ -525,6 +525,16 @@ def test_a_tenant_that_holds_all_places_gives_one_to_whoever_has_none_and_has_wa
     assert sum(one.preemptions for one in held) == 1
     world.run()
     assert all(one.ended_s is not None for one in held)
+
+
+def test_no_priority_takes_anything_from_another_tenant():
+    world = World(replace(RULES, max_running=3), num_pages=400)
+    modest = world.add(*prompts(1, 2, seed=1), answer=50, tenant="y")
+    world.step()
+    for prompt in prompts(60, 4):
+        world.add(prompt, answer=4, tenant="x", priority=100)
+        world.step()
+    assert modest.preemptions == 0 and modest.ended_s is not None
 
 
 def test_a_light_tenant_waits_for_a_quantum_and_not_for_the_queue():
