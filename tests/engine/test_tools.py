@@ -124,6 +124,15 @@ def test_the_head_of_a_call_is_never_shown():
     assert (len(call.id), call.id.isalnum(), call.name) == (9, True, "weather")
 
 
+def test_many_closing_tags_inside_a_string_are_each_tried_once():
+    """Tried anew with every piece, a thousand of them would take minutes."""
+    inner = "</tool_call>" * 1000
+    call = json.dumps({"name": "weather", "arguments": {"city": inner}})
+    answer = f"<tool_call>{call}</tool_call>"
+    pieces = [answer[i : i + 12] for i in range(0, len(answer), 12)]
+    assert read(pieces) == ("", [("weather", {"city": inner})])
+
+
 def test_text_that_can_be_no_call_is_shown_at_once():
     parser = ToolCallParser(["weather"])
     assert parser.push("Hello").text == "Hello"
