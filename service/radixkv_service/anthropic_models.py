@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from radixkv_service.errors import unsupported
-from radixkv_service.openai_models import Request
+from radixkv_service.openai_models import ListOf, Request
 
 __all__ = [
     "Block",
@@ -56,7 +56,7 @@ class Block(BaseModel):
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: str | list[Block] | None = None
+    content: str | ListOf[Block] | None = None
     is_error: bool | None = None
     thinking: str | None = None
     cache_control: CacheControl | None = None
@@ -68,7 +68,7 @@ class InputMessage(BaseModel):
     model_config = _STRICT
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | ListOf[Block]
 
 
 class InputTool(BaseModel):
@@ -134,9 +134,9 @@ class MessagesInput(BaseModel):
     model_config = _STRICT
 
     model: str | None = Field(None, description="A served name; none: the first one.")
-    messages: Annotated[list[InputMessage], Field(min_length=1)]
-    system: str | list[Block] | None = None
-    tools: list[InputTool] | None = None
+    messages: Annotated[ListOf[InputMessage], Field(min_length=1)]
+    system: str | ListOf[Block] | None = None
+    tools: ListOf[InputTool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -157,7 +157,7 @@ class MessagesRequest(MessagesInput):
     """The body of POST /v1/messages."""
 
     max_tokens: Count = Field(description="At most so many tokens; 0 computes the prompt only.")
-    stop_sequences: Annotated[list[str], Field(max_length=64)] | None = None
+    stop_sequences: Annotated[ListOf[str], Field(max_length=64)] | None = None
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)

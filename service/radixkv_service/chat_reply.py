@@ -72,7 +72,7 @@ class ChatReply:
         return ChatCompletion(**self._head, choices=choices, usage=self._whole_usage(run))
 
     async def _choice(self, index: int, completion: Completion) -> ChatChoice:
-        piece = self._parse(index, completion.text, last=True)
+        piece = self._parse(index, completion.text, completion)
         await self._remember(index, completion)
         calls = [ToolCallAnswer(id=call.id, function=_function(call)) for call in piece.calls]
         message = AnswerMessage(
@@ -102,7 +102,7 @@ class ChatReply:
                 begun.add(index)
                 yield self._event(index, Delta(role="assistant", content=""))
             before = self._parsers[index].num_calls
-            piece = self._parse(index, chunk.text, last=chunk.completion is not None)
+            piece = self._parse(index, chunk.text, chunk.completion)
             delta = _delta(piece, before)
             if delta is not None or (chunk.logprob is not None and self._logprobs):
                 yield self._event(index, delta or Delta(content=""), chunk)
@@ -125,9 +125,9 @@ class ChatReply:
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
-    def _parse(self, index: int, text: str, *, last: bool) -> Piece:
+    def _parse(self, index: int, text: str, completion: Completion | None) -> Piece:
         """The next piece of an answer, noted down as its client is given it."""
-        piece = self._parsers[index].push(text, last=last)
+        piece = self._parsers[index].push(text, completion)
         said = self._said[index]
         said["content"] += piece.text
         for call in piece.calls:
@@ -138,8 +138,9 @@ class ChatReply:
     async def _remember(self, index: int, completion: Completion) -> None:
         """Keep the answer's ids, before its client can send the next turn: if they say what the client was told, no more."""
         dialog = self._dialog
-        if self._parsers[index].num_calls and not dialog.parallel and dialog.forced is None:
-            return  # calls may have been left out
+        parser = self._parsers[index]
+        if parser.cut or (parser.num_calls and not dialog.parallel and dialog.forced is None):
+            return  # an unfinished call was left out, or calls after the first may have been
         exact = await asyncio.to_thread(dialog.remember, self._said[index], completion)
         self._thinking += exact.num_thinking
 

@@ -27,6 +27,7 @@ from radixkv_service.generation import (
 )
 from radixkv_service.openai_answers import CompletionChoice, TextCompletion, Usage
 from radixkv_service.openai_models import CompletionRequest, refuse_unsupported
+from radixkv_service.prompt_limits import refuse_long_ids, refuse_long_text
 from radixkv_service.run import Job, Run
 from radixkv_service.service import Service
 from radixkv_service.streaming import DONE, EventStream, event
@@ -65,7 +66,7 @@ def prompts_of(service: Service, body: CompletionRequest) -> list[Tokens]:
     """Every prompt's ids: a text, ids, or a list of either.
 
     Raises:
-        ProblemError: no prompt, or more than may be. TokenError: unusable ids.
+        ProblemError: no prompt, more than may be, or one that is too long. TokenError: unusable ids.
     """
     several = _listed(body.prompt)
     if not several:
@@ -74,6 +75,11 @@ def prompts_of(service: Service, body: CompletionRequest) -> list[Tokens]:
         limit = service.settings.max_choices
         raise bad_request(f"prompt: at most {limit} answers a request, prompts times n (max_choices)", "prompt")
     tokenizer = service.engine.tokenizer
+    for one in several:
+        if isinstance(one, str):
+            refuse_long_text(service, one, "prompt")
+        else:
+            refuse_long_ids(service, len(one), "prompt")
     return [Tokens(tokenizer.encode(one) if isinstance(one, str) else one) for one in several]
 
 

@@ -19,6 +19,7 @@ from radixkv.engine.tools import ToolPrompt, forced_structure, tool_prompt
 from radixkv.retention import Retain
 from radixkv_service.errors import bad_request, unsupported
 from radixkv_service.openai_models import ChatMessage, ChatRequest, FunctionChoice, Tool
+from radixkv_service.prompt_limits import refuse_long_messages
 from radixkv_service.service import Service
 from radixkv_service.session_turns import SessionTurn, open_turn, session_id_of
 
@@ -99,15 +100,16 @@ def open_dialog(service: Service, request: Request, body: ChatRequest, namespace
     """Make a request's prompt. Takes time: not for the event loop.
 
     Raises:
-        ProblemError: a part of a message that is not read. EngineError: the template refuses the messages.
+        ProblemError: a part of a message that is not read, or more than any prompt holds. EngineError: the template refuses the messages.
         ConfigError: tools, or a choice among them, that cannot be.
     """
+    messages, tools = messages_of(body.messages), tools_of(body.tools)
+    refuse_long_messages(service, messages, tools)
     session_id = session_id_of(request, body.session_id)
     if session_id is not None:
-        return _open_turn(service, request, session_id, body, namespace)
-    tools = tools_of(body.tools)
+        return _open_turn(service, request, session_id, body, messages, namespace)
     choice = body.tool_choice.model_dump() if isinstance(body.tool_choice, FunctionChoice) else body.tool_choice
-    shown = tool_prompt(service.engine.tokenizer, messages_of(body.messages), tools)
+    shown = tool_prompt(service.engine.tokenizer, messages, tools)
     return Dialog(
         transcripts=service.transcripts,
         shown=shown,
@@ -119,13 +121,20 @@ def open_dialog(service: Service, request: Request, body: ChatRequest, namespace
     )
 
 
-def _open_turn(service: Service, request: Request, session_id: str, body: ChatRequest, namespace: str) -> Dialog:
+def _open_turn(
+    service: Service,
+    request: Request,
+    session_id: str,
+    body: ChatRequest,
+    messages: Sequence[Mapping[str, Any]],
+    namespace: str,
+) -> Dialog:
     """The conversation of a session, with the request's messages behind it."""
     if body.tools:
         raise bad_request("tools: a session has none; resend the messages instead", "tools")
     if (body.n or 1) > 1:
         raise bad_request(f"n={body.n}: a turn of a session has one answer; fork the session for others", "n")
-    turn = open_turn(service, request, session_id, body.cache_salt, messages_of(body.messages))
+    turn = open_turn(service, request, session_id, body.cache_salt, messages)
     return Dialog(service.transcripts, turn.shown, namespace, turn.ids, frozenset(), None, parallel=True, turn=turn)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import Request as HttpRequest
@@ -183,7 +184,8 @@ def reason_of(completion: Completion) -> Literal["stop", "length"]:
 
 def ignored_header(body: Request) -> dict[str, str]:
     """The header that names the fields nobody read, those of the objects inside left out."""
-    names = [name if name.isidentifier() and name.isascii() and len(name) <= 64 else "?" for name in body.model_extra or ()]
+    extra = islice(body.model_extra or (), 1024)  # a body may have any number of them
+    names = [name if name.isidentifier() and name.isascii() and len(name) <= 64 else "?" for name in extra]
     return {"x-radixkv-ignored": ", ".join(sorted(set(names))[:32])} if names else {}
 
 

@@ -33,6 +33,7 @@ from radixkv_service.documents import ERRORS
 from radixkv_service.errors import Problem, bad_request
 from radixkv_service.generation import check_model, ignored_header, options_of, sampling_of, service_of
 from radixkv_service.parsing import AnswerParser
+from radixkv_service.prompt_limits import COUNTED
 from radixkv_service.record import record_of
 from radixkv_service.run import Job, Run
 from radixkv_service.service import Service
@@ -89,7 +90,7 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> InputToken
     service = service_of(request)
     check_model(service, body.model)
     refuse_unoffered(body)
-    prompt = await asyncio.to_thread(open_prompt, service, request, body)
+    prompt = await asyncio.to_thread(open_prompt, service, request, body, contexts=COUNTED)
     prompt.dialog.undo()
     return InputTokens(input_tokens=len(prompt.dialog.prompt))
 
@@ -127,7 +128,7 @@ class _Reply:
     async def whole(self, run: Run) -> Message:
         """The answer at once."""
         (completion,) = await run.finish()
-        for _ in self._blocks.add(self._parser.push(completion.text, last=True)):
+        for _ in self._blocks.add(self._parser.push(completion.text, completion)):
             pass
         await self._remember(completion)
         usage, end = whole_usage(completion), self._end(completion)
@@ -140,7 +141,7 @@ class _Reply:
             if not begun:
                 begun = True
                 yield self._start(chunk.cached_tokens)
-            for data in self._blocks.add(self._parser.push(chunk.text, last=chunk.completion is not None)):
+            for data in self._blocks.add(self._parser.push(chunk.text, chunk.completion)):
                 yield data
             if chunk.completion is not None:
                 for data in self._blocks.close():
@@ -162,6 +163,7 @@ class _Reply:
     async def _remember(self, completion: Completion) -> None:
         """Keep the answer's ids, before its client can send the next turn: if they say what the client was told, no more."""
         dialog = self._prompt.dialog
-        cut = self._blocks.called and not dialog.parallel and dialog.forced is None  # calls may have been left out
+        # An unfinished call was left out, or calls after the first may have been.
+        cut = self._parser.cut or (self._blocks.called and not dialog.parallel and dialog.forced is None)
         if not self._prompt.begun and not cut:
             await asyncio.to_thread(dialog.remember, self._blocks.message(), completion)

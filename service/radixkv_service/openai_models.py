@@ -7,9 +7,10 @@ that changes what an answer is, and that we do not offer, is refused (`refuse_un
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
+from pydantic_core import PydanticCustomError
 
 from radixkv_service.errors import unsupported
 
@@ -23,6 +24,7 @@ __all__ = [
     "FunctionDefinition",
     "FunctionName",
     "JsonSchema",
+    "ListOf",
     "Request",
     "ResponseFormat",
     "StreamOptions",
@@ -34,6 +36,24 @@ __all__ = [
 _STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+T = TypeVar("T")
+# NOTE: without FailFast each wrong element of a list is an error of its own, for each kind that it could have been: a body
+# of one megabyte then takes seconds and gigabytes. The first error is all that a client is told.
+ListOf = Annotated[list[T], FailFast()]
+"""A list that is not read on behind its first wrong element."""
+
+_MAX_BIASES = 1024
+
+
+def _few(value: object) -> object:
+    """Refuse a dict that is too long before its values are looked at: pydantic would list what is wrong with each."""
+    if isinstance(value, dict) and len(value) > _MAX_BIASES:
+        raise PydanticCustomError("too_long", "at most {limit} tokens may have a bias", {"limit": _MAX_BIASES})
+    return value
+
+
+Biases = Annotated[dict[str, float], Field(max_length=_MAX_BIASES), BeforeValidator(_few)]
 
 
 class Request(BaseModel):
@@ -50,11 +70,11 @@ class Request(BaseModel):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = Field(None, description="Token id, as text, -> -100 to 100.")
+    logit_bias: Biases | None = Field(None, description="Token id, as text, -> -100 to 100.")
     min_tokens: Count | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=64)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Annotated[ListOf[str], Field(max_length=64)] | None = None
+    stop_token_ids: Annotated[ListOf[int], Field(max_length=1024)] | None = None
     ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     stream: bool | None = None
@@ -119,9 +139,9 @@ class ChatMessage(BaseModel):
     model_config = _STRICT
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | ListOf[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: ListOf[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -186,11 +206,11 @@ class ResponseFormat(BaseModel):
 class ChatRequest(Request):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[ListOf[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = Field(None, description="Wins over max_tokens.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
+    tools: ListOf[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -202,7 +222,7 @@ class ChatRequest(Request):
 class CompletionRequest(Request):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Annotated[int, Field(ge=1, le=1024)] | None = None

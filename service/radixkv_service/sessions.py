@@ -21,6 +21,7 @@ from radixkv_service.documents import ERRORS
 from radixkv_service.errors import Problem, ProblemError, bad_request
 from radixkv_service.generation import service_of
 from radixkv_service.openai_models import ChatMessage
+from radixkv_service.prompt_limits import refuse_long_messages
 from radixkv_service.service import Service
 from radixkv_service.session_models import (
     AppendMessages,
@@ -58,9 +59,10 @@ _MAX_SALT = 256
 
 
 @router.post("/v1/sessions", response_model=SessionView, responses=ERRORS)
-async def new_session(body: OpenSession, request: Request) -> SessionView:
+async def new_session(request: Request, body: OpenSession | None = None) -> SessionView:
     """Open a session."""
     service = service_of(request)
+    body = body or OpenSession()
     owner = owner_of(request, body.cache_salt if body.cache_salt is not None else _salt(request))
     system = [ChatMessage(role="system", content=body.system)] if body.system is not None else []
     said = await _checked(service, [*system, *body.messages])
@@ -119,9 +121,9 @@ async def delete_session(session_id: str, request: Request) -> ClosedSession:
 
 
 @router.post("/open_session", response_model=str, responses=ERRORS, tags=["SGLang"])
-async def open_session(request: Request, body: dict[str, Any]) -> Response:
+async def open_session(request: Request, body: dict[str, Any] | None = None) -> Response:
     """Open an empty session, by SGLang's name and with its answer: the id as a JSON text."""
-    if body.get("session_id") is not None:
+    if body and body.get("session_id") is not None:
         raise bad_request("session_id: ids are made here, so that nobody can guess them; leave it out", "session_id")
     service = service_of(request)
     return JSONResponse(await _limited(partial(service.sessions.open, _owner(request))))
@@ -146,9 +148,19 @@ def _owner(request: Request) -> str:
 
 
 async def _checked(service: Service, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as the template is to read them, calls and results of tools included."""
-    plain = messages_of(messages)
-    return await asyncio.to_thread(lambda: tool_prompt(service.engine.tokenizer, plain).messages)
+    """Messages as the template is to read them, calls and results of tools included.
+
+    Raises:
+        ProblemError: more than any prompt holds.
+    """
+
+
+    def read() -> list[dict[str, Any]]:
+        plain = messages_of(messages)
+        refuse_long_messages(service, plain)
+        return tool_prompt(service.engine.tokenizer, plain).messages
+
+    return await asyncio.to_thread(read)
 
 
 async def _limited(open_one: Callable[[], T]) -> T:

@@ -226,7 +226,7 @@ def test_a_follower_leaves_its_leader_where_their_ways_part():
     with tiny(prefill_chunk=64) as engine:
         leader = submit(engine, shared + [11] * 800, params(2))
         follower = submit(engine, shared + [12] * 8, params(2))
-        for _ in range(4):
+        for _ in range(3):
             engine.step()
         assert not leader.prefilled and follower.position == 160
         assert not leader.finished and follower.job.position == 160, "the scheduler knows how far it is"
