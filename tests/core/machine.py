@@ -296,7 +296,7 @@ STEPS: dict[str, Callable[[Walk], bool]] = {
 }
 """Every step, and when it may be taken."""
 
-WEIGHTS = {"flush": 0.2, "release": 3, "turn": 2, "follow": 2}
+WEIGHTS = {"flush": 0.2, "release": 3, "turn": 2, "squeeze": 2}
 
 
 def walk(seed: int, num_worlds: int, num_steps: int = 100) -> Counter[str]:
