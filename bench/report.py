@@ -34,6 +34,16 @@ COLUMNS = {
         "decode_tok_s": "decode tokens/s",
         "computed_tokens": "prompt tokens computed",
     },
+    "serve_load": {
+        "cache": "server under an open load, prefix cache",
+        "hit_rate": "hit rate",
+        "ttft_p50_s": "first token p50 s",
+        "ttft_p99_s": "p99 s",
+        "gap_p50_ms": "between tokens p50 ms",
+        "gap_p99_ms": "p99 ms",
+        "goodput_per_s": "good requests/s",
+        "failed": "failed",
+    },
     "index_rivals": {
         "case": "index; mean us a request, look-up and insert, in workload",
         "a": "a",
@@ -137,7 +147,7 @@ def _evicted(row: dict[str, Any]) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 or value == 0 else f"{value:.2f}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -20,6 +20,7 @@
     │   └── InvariantError               check() found the structure broken: our fault
     ├── EngineError
     │   ├── PromptTooLong                longer than the context of the model
+    │   │   └── SessionTooLong           a kept session, by its characters: no prompt could be made of it
     │   ├── RequestTooLarge              needs more pages than the whole pool has
     │   ├── SessionClosed                a chat was used after close()
     │   ├── SessionBusy                  a chat was used while a turn of it is being answered
@@ -78,6 +79,7 @@ __all__ = [
     "SessionBusy",
     "SessionClosed",
     "SessionNotFound",
+    "SessionTooLong",
     "StructureError",
     "TokenError",
     "TokenRangeError",
@@ -296,6 +298,22 @@ class PromptTooLong(EngineError):
         )
 
 
+class SessionTooLong(PromptTooLong):
+    """A session would hold more text than any prompt can."""
+
+    num_chars: int
+    max_chars: int
+
+    def __init__(self, num_chars: int, max_chars: int) -> None:
+        RadixKVError.__init__(
+            self,
+            f"the session would hold {num_chars:,} characters, and no prompt can have more than {max_chars:,}; nothing was "
+            "added: send less, rewind the session, or open a new one",
+            num_chars=num_chars,
+            max_chars=max_chars,
+        )
+
+
 class RequestTooLarge(EngineError):
     """One request needs more pages than the pool has in all."""
 
@@ -363,7 +381,7 @@ class SessionNotFound(EngineError):
 
 
 class TooManySessions(EngineError):
-    """As many sessions are open as may be: in all, or of one namespace."""
+    """As many sessions are open as may be: in all, or of one tenant."""
 
     num_open: int
     limit: int

@@ -23,8 +23,8 @@ from radixkv.engine.config import is_count, is_number
 from radixkv.engine.conversation import Mark
 from radixkv.engine.tokenizer import Message
 from radixkv.engine.transcripts import Transcripts
-from radixkv.engine.turn import SessionState, Turn, copied
-from radixkv.errors import ConfigError, SessionBusy, SessionNotFound, TooManySessions
+from radixkv.engine.turn import SessionState, Turn, copied, num_chars
+from radixkv.errors import ConfigError, SessionBusy, SessionNotFound, SessionTooLong, TooManySessions
 from radixkv.namespace import Namespace
 
 __all__ = ["SessionInfo", "SessionStore"]
@@ -57,7 +57,9 @@ class SessionStore:
     Args:
         transcripts: where answers of sessions are remembered too, so that their history may as well be resent as messages.
         max_sessions: at most so many at once.
-        max_per_namespace: at most so many of one namespace; None: as many as there may be.
+        max_per_tenant: at most so many of one tenant; None: as many as there may be.
+        tenant_of: whose a namespace is; without it, each is a tenant of its own.
+        max_chars: of the messages of one session, names of fields included; None: no limit.
         clock: seconds that only grow.
 
     Attributes:
@@ -76,15 +78,19 @@ class SessionStore:
         transcripts: Transcripts,
         *,
         max_sessions: int = 1024,
-        max_per_namespace: int | None = None,
+        max_per_tenant: int | None = None,
+        tenant_of: Callable[[str | Namespace], object] | None = None,
+        max_chars: int | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        per_namespace = max_sessions if max_per_namespace is None else max_per_namespace
-        for name, value in {"max_sessions": max_sessions, "max_per_namespace": per_namespace}.items():
-            if not (is_count(value) and value >= 1):
+        per_tenant = max_sessions if max_per_tenant is None else max_per_tenant
+        limits = {"max_sessions": max_sessions, "max_per_tenant": per_tenant, "max_chars": max_chars}
+        for name, value in limits.items():
+            if value is not None and not (is_count(value) and value >= 1):
                 raise ConfigError(name, value, "a whole number, at least 1")
         self.transcripts = transcripts
-        self._max_sessions, self._max_per_namespace = max_sessions, per_namespace
+        self._max_sessions, self._max_per_tenant, self._max_chars = max_sessions, per_tenant, max_chars
+        self._tenant_of = tenant_of if tenant_of is not None else _key
         self._clock = clock
         self._sessions: dict[str, SessionState] = {}
         self._lock = Lock()
@@ -109,12 +115,15 @@ class SessionStore:
             Its id: 32 characters that nobody can guess.
 
         Raises:
-            TooManySessions: as many are open as may be. ConfigError: ttl_s not above 0, or a content that is no text.
+            TooManySessions: as many are open as may be. SessionTooLong: more text than a session may hold.
+            ConfigError: ttl_s not above 0, or a content that is no text.
         """
         if not (is_number(ttl_s) and 0 < ttl_s < inf):
             raise ConfigError("ttl_s", ttl_s, "seconds, more than 0")
         said = copied(messages)
-        session = SessionState(_key(namespace), said, deepcopy(tools), ttl_s, settled=len(said))
+        chars = self._fitting(0, said)
+        tenant = self._tenant_of(namespace)
+        session = SessionState(_key(namespace), tenant, said, deepcopy(tools), ttl_s, settled=len(said), chars=chars)
         session.known = self.transcripts.known(said, tools=tools, namespace=namespace)
         with self._lock:
             return self._enter(session)
@@ -124,11 +133,13 @@ class SessionStore:
 
         Raises:
             SessionNotFound: there is none of this id in this namespace. SessionBusy: a turn is open.
-            ConfigError: a content that is no text.
+            SessionTooLong: more text than a session may hold. ConfigError: a content that is no text.
         """
         said = copied(messages)
         with self._lock:
-            self._idle(session_id, namespace).messages += said
+            session = self._idle(session_id, namespace)
+            session.chars = self._fitting(session.chars, said)
+            session.messages += said
 
     def turn(
         self,
@@ -148,12 +159,14 @@ class SessionStore:
 
         Raises:
             SessionNotFound: there is none of this id in this namespace. SessionBusy: a turn is open.
+            SessionTooLong: more text than a session may hold.
             EngineError, ConfigError: as `Splicer.prompt`; the session is as before.
         """
         said = copied(messages)
         with self._lock:
             session = self._idle(session_id, namespace)
-            turn = Turn(self, session_id, namespace, [*session.messages, *said], session.tools)
+            chars = self._fitting(session.chars, said)
+            turn = Turn(self, session_id, namespace, [*session.messages, *said], session.tools, chars)
             session.turn, known = turn, dict(session.known)
         try:
             turn.known = {**self.transcripts.known(turn.said, tools=turn.tools, namespace=namespace), **known}
@@ -174,7 +187,8 @@ class SessionStore:
         """
         with self._lock:
             one = self._idle(session_id, namespace)
-            other = SessionState(one.namespace, list(one.messages), one.tools, one.ttl_s, settled=one.settled)
+            other = SessionState(one.namespace, one.tenant, list(one.messages), one.tools, one.ttl_s, settled=one.settled)
+            other.chars = one.chars
             other.known, other.turns = dict(one.known), list(one.turns)
             return self._enter(other)
 
@@ -192,6 +206,7 @@ class SessionStore:
             if turns:
                 session.settled = session.turns[-turns]
                 del session.messages[session.settled :], session.turns[-turns:]
+                session.chars = num_chars(session.messages)
                 session.known = {i: exact for i, exact in session.known.items() if i < session.settled}
 
     def messages(self, session_id: str, namespace: str | Namespace = "") -> list[dict[str, Any]]:
@@ -239,14 +254,21 @@ class SessionStore:
         """How many sessions are open, those of all namespaces."""
         return len(self._sessions)
 
+    def _fitting(self, chars: int, said: Sequence[Message]) -> int:
+        """Characters of a session with some more messages, if it may have them."""
+        chars += num_chars(said)
+        if self._max_chars is not None and chars > self._max_chars:
+            raise SessionTooLong(chars, self._max_chars)
+        return chars
+
     # -- under the lock -----------------------------------------------------------------------------------------------
 
     def _enter(self, session: SessionState) -> str:
         now_s = self._clock()
         self._expire(now_s)
-        own = sum(other.namespace == session.namespace for other in self._sessions.values())
-        if own >= self._max_per_namespace:
-            raise TooManySessions(own, self._max_per_namespace)
+        own = sum(other.tenant == session.tenant for other in self._sessions.values())
+        if own >= self._max_per_tenant:
+            raise TooManySessions(own, self._max_per_tenant)
         if len(self._sessions) >= self._max_sessions:
             raise TooManySessions(len(self._sessions), self._max_sessions)
         session.expires_s = now_s + session.ttl_s
@@ -288,7 +310,7 @@ class SessionStore:
             session = self._find(turn.session_id, turn.namespace)
             if session.turn is not turn:
                 raise SessionBusy
-            session.messages = [*turn.said, answer]
+            session.messages, session.chars = [*turn.said, answer], turn.chars + num_chars(answer)
             session.known = {**turn.known, len(turn.said): exact}
             session.turns.append(session.settled)
             session.settled, session.turn = len(session.messages), None

@@ -91,7 +91,8 @@ class Tokenizer:
         """
         clean = text.encode("utf-8", "replace").decode("utf-8")
         backend = self.backend if special else self._plain
-        return np.array(backend.encode(clean, add_special_tokens=bos).ids, dtype=np.int32)
+        # A batch of one: it needs no offsets, and unlike `encode` it lets other threads run meanwhile.
+        return np.array(backend.encode_batch_fast([clean], add_special_tokens=bos)[0].ids, dtype=np.int32)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any], skip_special: bool = True) -> str:
         """Return the text of ids; bytes that are no character become U+FFFD.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from radixkv.engine.output import Completion
     from radixkv.engine.session_store import SessionStore
 
-__all__ = ["SessionState", "Turn", "copied"]
+__all__ = ["SessionState", "Turn", "copied", "num_chars"]
 
 
 @dataclass(slots=True)
@@ -26,6 +26,7 @@ class SessionState:
 
     Attributes:
         namespace: key of its owner's namespace.
+        tenant: who may have only so many sessions.
         messages: the conversation, without an open turn.
         tools: for the template.
         ttl_s: seconds without use after which it is gone.
@@ -33,10 +34,12 @@ class SessionState:
         known: exact answers, by the index of their message.
         turns: how many messages there were before each finished turn.
         settled: messages that belong to the opening or to finished turns; the next turn's follow.
+        chars: of its messages.
         turn: the open one.
     """
 
     namespace: bytes
+    tenant: object
     messages: list[dict[str, Any]]
     tools: Sequence[Any] | None
     ttl_s: float
@@ -44,6 +47,7 @@ class SessionState:
     known: dict[int, ExactAnswer] = field(default_factory=dict)
     turns: list[int] = field(default_factory=list)
     settled: int = 0
+    chars: int = 0
     turn: Turn | None = None
 
 
@@ -55,6 +59,7 @@ class Turn:
         namespace: of its session.
         tools: of its session.
         said: the conversation that is to be answered; not to be changed.
+        chars: of it.
         known: the exact answers in it, by the index of their message.
         prompt: the ids to answer.
     """
@@ -68,9 +73,11 @@ class Turn:
         namespace: str | Namespace,
         said: list[dict[str, Any]],
         tools: Sequence[Any] | None,
+        chars: int,
     ) -> None:
         self._store = store
         self.said = said
+        self.chars = chars
         self.known: dict[int, ExactAnswer] = {}
         self.session_id = session_id
         self.namespace = namespace
@@ -111,3 +118,14 @@ def copied(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for message in messages:
         rendered_message(message)
     return [deepcopy(dict(message)) for message in messages]
+
+
+def num_chars(value: object) -> int:
+    """Characters of messages, the names of their fields included. Cost: O(values in them)."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(num_chars(name) + num_chars(inner) for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return sum(map(num_chars, value))
+    return 1

@@ -6,6 +6,7 @@ What is no readable text (binary, too large, a link, a repository inside) is ski
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,11 @@ from pathspec import GitIgnoreSpec
 
 from radixkv.errors import ConfigError, RepositoryError
 from radixkv.repository.git import run_git
+from radixkv.repository.ignore import check_pattern, patterns_of
 
 __all__ = ["Listing", "Skipped", "SourceFile", "list_files"]
+
+log = logging.getLogger("radixkv.repository")
 
 _SNIFFED = 8192  # bytes; a NUL among the first of them means binary, as for git
 
@@ -63,20 +67,23 @@ def list_files(
 
     Args:
         root: its folder.
-        exclude: more patterns to leave out, as a .gitignore writes them.
+        exclude: more patterns to leave out, as a .gitignore writes them, of at most 1024 characters each.
         max_file_bytes: larger files are skipped.
         max_files: a tree of more is refused: likely not the folder that was meant.
 
     Raises:
         RepositoryError: there is no such folder, it cannot be read, or has too many files.
-        ConfigError: a pattern that is none.
+        ConfigError: a pattern that is none, or too long.
     """
     folder = Path(root)
     _require_folder(folder)
-    excluded = _spec(exclude, strict=True)
+    excluded = _excluded(exclude)
     files: list[SourceFile] = []
     skipped: list[Skipped] = []
-    paths = sorted(path for path in _candidates(folder) if not excluded.match_file(path))
+    linked: dict[str, bool] = {}
+    paths = sorted(
+        path for path in _candidates(folder) if not excluded.match_file(path) and not _below_link(folder, path, linked)
+    )
     if len(paths) > max_files:
         reason = f"it has {len(paths):,} files and the limit is {max_files:,}; name a folder in it, or exclude some"
         raise RepositoryError(str(root), reason)
@@ -87,6 +94,16 @@ def list_files(
         elif found is not None:
             skipped.append(found)
     return Listing(tuple(files), tuple(skipped))
+
+
+def _below_link(folder: Path, path: str, linked: dict[str, bool]) -> bool:
+    """Whether a folder on the way to it is a link: git still names the files of a folder that has become one."""
+    parent = path.rpartition("/")[0]
+    if not parent:
+        return False
+    if parent not in linked:
+        linked[parent] = _below_link(folder, parent, linked) or (folder / parent).is_symlink()
+    return linked[parent]
 
 
 def _require_folder(folder: Path) -> None:
@@ -164,7 +181,7 @@ def _walk(folder: Path) -> Iterator[str]:
     for where, folders, names in os.walk(folder, onerror=lambda error: unread.append(error.filename)):
         here = PurePosixPath(Path(where).relative_to(folder).as_posix())
         if ".gitignore" in names:
-            specs[here.as_posix()] = _spec(_lines(Path(where) / ".gitignore"))
+            specs[here.as_posix()] = _ignored_by(Path(where) / ".gitignore")
         inside = [one for one in folders if one != ".git" and not _ignored(specs, f"{(here / one).as_posix()}/")]
         links = [one for one in inside if (Path(where) / one).is_symlink()]
         folders[:] = sorted(set(inside) - set(links))
@@ -176,25 +193,31 @@ def _walk(folder: Path) -> Iterator[str]:
         yield from (Path(one).relative_to(folder).as_posix() for one in unread)
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text("utf-8", "replace").splitlines()
-    except OSError:  # it is listed itself, and named there as unreadable
-        return []
-
-
-def _spec(lines: Sequence[str], *, strict: bool = False) -> GitIgnoreSpec:
-    """Patterns; one that is none is passed over, as git does, or refused."""
-    good: list[str] = []
-    for line in lines:
+def _excluded(patterns: Sequence[str]) -> GitIgnoreSpec:
+    for pattern in patterns:
         try:
-            GitIgnoreSpec.from_lines([line])
+            check_pattern(pattern)
         except ValueError as error:
-            if strict:
-                raise ConfigError("exclude", line, "a pattern as in a .gitignore") from error
-            continue
-        good.append(line)
-    return GitIgnoreSpec.from_lines(good)
+            shown = pattern if len(pattern) <= 80 else f"{pattern[:77]}..."
+            raise ConfigError("exclude", shown, f"a pattern as in a .gitignore ({error})") from error
+    return patterns_of(patterns)
+
+
+def _ignored_by(file: Path) -> GitIgnoreSpec:
+    """The patterns of a .gitignore; a line that is none is passed over, as git does."""
+    try:
+        lines = file.read_text("utf-8", "replace").splitlines()
+    except OSError:  # it is listed itself, and named there as unreadable
+        lines = []
+    good: list[str] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            check_pattern(line)
+        except ValueError as error:
+            log.warning("%s, line %d is passed over: %s", file, number, error)
+        else:
+            good.append(line)
+    return patterns_of(good)
 
 
 def _ignored(specs: dict[str, GitIgnoreSpec], path: str) -> bool:

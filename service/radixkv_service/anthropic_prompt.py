@@ -47,21 +47,21 @@ class MessagesPrompt:
     begun: bool
 
 
-def open_prompt(service: Service, request: Request, body: MessagesInput, *, contexts: int = 1) -> MessagesPrompt:
+def open_prompt(service: Service, request: Request, body: MessagesInput) -> MessagesPrompt:
     """Make a request's prompt. Takes time: not for the event loop.
 
     Args:
         service: with tokenizer, transcripts and sessions.
         request: whose tenant it is.
         body: what is asked.
-        contexts: more than so many times what the context holds is not read at all.
 
     Raises:
-        ProblemError: a block, a tool or a breakpoint that cannot be, or too much text. EngineError: the template refuses the messages.
+        ProblemError: a block, a tool or a breakpoint that cannot be, or too much text.
+        EngineError: the template refuses the messages.
         SessionNotFound, SessionBusy: of a session. ConfigError, StructureError: a tool that cannot be called.
     """
     asked = told(body)
-    refuse_long_messages(service, [*asked.messages, {"content": asked.prefill}], asked.tools, contexts=contexts)
+    refuse_long_messages(service, [*asked.messages, {"content": asked.prefill}], asked.tools)
     given = shown(service.engine.tokenizer, asked)
     namespace = namespace_of(service, request, PlainRequest.model_validate({"cache_salt": body.cache_salt}))
     session_id = session_id_of(request, body.session_id)

@@ -17,7 +17,7 @@ from typing import final
 
 from radixkv.errors import ConfigError
 
-__all__ = ["Keyring", "cache_salt_of", "read_keys", "tenant_and_key"]
+__all__ = ["Keyring", "cache_salt_of", "read_keys", "tenant_and_key", "tenant_of"]
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -34,11 +34,16 @@ class Keyring:
         made_token: the admin token, if it was made here; to be shown once.
 
     Raises:
-        ConfigError: an entry that is empty.
+        ConfigError: an entry that is empty, or one key under two names.
     """
 
     def __init__(self, entries: Iterable[str] = (), admin_token: str | None = None) -> None:
         self._keys = [(tenant, _digest(key)) for tenant, key in map(tenant_and_key, entries)]
+        names: dict[bytes, set[str]] = {}
+        for tenant, digest in self._keys:
+            names.setdefault(digest, set()).add(tenant)
+        if shared := next((sorted(one) for one in names.values() if len(one) > 1), None):
+            raise ConfigError("api_keys", ", ".join(shared), "a key of its own for each of these names; they have the same")
         self.made_token = secrets.token_urlsafe(24) if admin_token is None else None
         self._admin = _digest(admin_token if admin_token is not None else self.made_token or "")
 
@@ -92,13 +97,16 @@ def read_keys(path: Path) -> list[str]:
     """The entries of a file of keys, one a line; empty lines and lines that start with # are left out.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or has none: without a key, everybody would be let in.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("api_keys_file", str(path), f"a readable file of keys ({error})") from error
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not entries:
+        raise ConfigError("api_keys_file", str(path), "at least one key in it; to let everybody in, name no file")
+    return entries
 
 
 def cache_salt_of(tenant: str, cache_salt: str | None) -> str:
@@ -109,6 +117,16 @@ def cache_salt_of(tenant: str, cache_salt: str | None) -> str:
     """
     salt = cache_salt or ""
     return f"{len(tenant)}:{tenant}{len(salt)}:{salt}" if tenant or salt else ""
+
+
+def tenant_of(salt: str) -> str:
+    """The tenant in what `cache_salt_of` made.
+
+    >>> tenant_of(cache_salt_of("a:b", "1:c")), tenant_of(cache_salt_of("", "c")), tenant_of("")
+    ('a:b', '', '')
+    """
+    length, _, rest = salt.partition(":")
+    return rest[: int(length)] if length else ""
 
 
 def _digest(key: str) -> bytes:

@@ -39,6 +39,8 @@ def serve(
     max_choices: Annotated[
         int | None, typer.Option(help="Most answers to one request: n times prompts.", rich_help_panel=_SERVER)
     ] = None,
+    max_sessions: Annotated[int | None, typer.Option(help="Sessions open at once.", rich_help_panel=_SERVER)] = None,
+    max_repositories: Annotated[int | None, typer.Option(help="Source trees open at once.", rich_help_panel=_SERVER)] = None,
     repository_root: Annotated[
         list[Path] | None, typer.Option(help="Folder whose source trees may be asked about.", rich_help_panel=_ACCESS)
     ] = None,
@@ -51,7 +53,10 @@ def serve(
         str | None, typer.Option(help="For the admin routes; none: one is made and printed.", rich_help_panel=_ACCESS)
     ] = None,
     allowed_hosts: Annotated[
-        list[str] | None, typer.Option(help="Host header that is answered; * for any.", rich_help_panel=_ACCESS)
+        list[str] | None,
+        typer.Option(
+            help="Host that is answered, * for any; /health, /ready, /version always are.", rich_help_panel=_ACCESS
+        ),
     ] = None,
     isolate_tenants: Annotated[
         bool | None, typer.Option(help="A cache of its own for each key's name.", rich_help_panel=_ACCESS)

@@ -100,7 +100,8 @@ def open_dialog(service: Service, request: Request, body: ChatRequest, namespace
     """Make a request's prompt. Takes time: not for the event loop.
 
     Raises:
-        ProblemError: a part of a message that is not read, or more than any prompt holds. EngineError: the template refuses the messages.
+        ProblemError: a part of a message that is not read, or more than any prompt holds.
+        EngineError: the template refuses the messages.
         ConfigError: tools, or a choice among them, that cannot be.
     """
     messages, tools = messages_of(body.messages), tools_of(body.tools)

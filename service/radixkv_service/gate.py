@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,15 +18,18 @@ from radixkv_service.errors import Problem, problem_of
 from radixkv_service.record import Record, request_id
 from radixkv_service.service import Service
 
-__all__ = ["ADMIN_ROUTES", "OPEN_ROUTES", "Gate"]
+__all__ = ["ADMIN_ROUTES", "HOSTLESS_ROUTES", "OPEN_ROUTES", "Gate"]
 
 log = logging.getLogger("radixkv.service")
 
 OPEN_ROUTES = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs"})
 """Routes without a key; /metrics unless it is protected."""
+HOSTLESS_ROUTES = frozenset({"/health", "/ready", "/version"})
+"""Routes that answer whatever the Host header says: they tell a page of another site nothing about what was asked here."""
 ADMIN_ROUTES = frozenset({"/flush_cache", "/reset_prefix_cache"})
 """Routes that need the admin token."""
 
+_CLOSE = {"connection": "close"}
 _AUTHENTICATE = {"www-authenticate": "Bearer"}
 
 
@@ -74,7 +78,7 @@ class Gate:
     def _refusal(self, path: str, headers: Headers, record: Record) -> Problem | None:
         """Why this request is not let in, if it is not."""
         hosts = self.service.settings.hosts
-        if hosts and path not in ("/health", "/ready") and _host_name(headers.get("host", "")) not in hosts:
+        if hosts and path not in HOSTLESS_ROUTES and _host_name(headers.get("host", "")) not in hosts:
             message = "this Host is not served here; name it with --allowed-hosts (allowed_hosts)"
             return Problem(421, "invalid_request_error", message, code="unknown_host")
         keys, offered = self.service.keys, _offered(headers)
@@ -97,7 +101,24 @@ class Gate:
 
     async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes | Problem:
         """The whole body, or why it is not taken."""
-        limit, seconds = self.service.settings.max_body_bytes, self.service.settings.body_timeout
+        service, patience = self.service, asyncio.timeout(self.service.settings.body_timeout)
+        service.receiving.add(patience)
+        try:
+            async with patience:
+                body = await self._read(headers, receive)
+        except TimeoutError:
+            if service.status in ("draining", "failed") and (gone := service.unavailable()) is not None:
+                return replace(gone, headers={**gone.headers, **_CLOSE})  # the drain did not wait
+            return _late(service.settings.body_timeout)
+        finally:
+            service.receiving.discard(patience)
+        kind = headers.get("content-type", "").split(";")[0].strip().lower()
+        if body and not isinstance(body, Problem) and not kind.endswith(("/json", "+json")):
+            return Problem(415, "invalid_request_error", "send Content-Type: application/json", None, "not_json")
+        return body
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes | Problem:
+        limit = self.service.settings.max_body_bytes
         too_large = Problem(
             413, "invalid_request_error", f"the body is larger than {limit} bytes (max_body_bytes)", None, "body_too_large"
         )
@@ -105,22 +126,15 @@ class Gate:
         if not declared.isdecimal() or int(declared) > limit:
             return too_large
         body = bytearray()
-        try:
-            async with asyncio.timeout(seconds):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return Problem(499, "invalid_request_error", "the client went away", code="client_gone")
-                    body += message.get("body", b"")
-                    if len(body) > limit:
-                        return too_large
-                    more = message.get("more_body", False)
-        except TimeoutError:
-            message_text = f"the body did not come within {seconds:g} s (body_timeout)"
-            return Problem(408, "timeout_error", message_text, None, "body_timeout", {"connection": "close"})
-        if body and not headers.get("content-type", "").split(";")[0].strip().lower().endswith(("/json", "+json")):
-            return Problem(415, "invalid_request_error", "send Content-Type: application/json", None, "not_json")
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return Problem(499, "invalid_request_error", "the client went away", code="client_gone")
+            body += message.get("body", b"")
+            if len(body) > limit:
+                return too_large
+            more = message.get("more_body", False)
         return bytes(body)
 
 
@@ -179,6 +193,11 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()
+
+
+def _late(seconds: float) -> Problem:
+    message = f"the body did not come within {seconds:g} s (body_timeout)"
+    return Problem(408, "timeout_error", message, None, "body_timeout", _CLOSE)
 
 
 def _shown(path: str) -> str:

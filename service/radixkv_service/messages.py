@@ -33,7 +33,6 @@ from radixkv_service.documents import ERRORS
 from radixkv_service.errors import Problem, bad_request
 from radixkv_service.generation import check_model, ignored_header, options_of, sampling_of, service_of
 from radixkv_service.parsing import AnswerParser
-from radixkv_service.prompt_limits import COUNTED
 from radixkv_service.record import record_of
 from radixkv_service.run import Job, Run
 from radixkv_service.service import Service
@@ -90,7 +89,7 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> InputToken
     service = service_of(request)
     check_model(service, body.model)
     refuse_unoffered(body)
-    prompt = await asyncio.to_thread(open_prompt, service, request, body, contexts=COUNTED)
+    prompt = await asyncio.to_thread(open_prompt, service, request, body)
     prompt.dialog.undo()
     return InputTokens(input_tokens=len(prompt.dialog.prompt))
 

@@ -3,7 +3,8 @@
     requests, as they end ──▶ counters and histograms ┐
     engine's totals, at the scrape ──▶ EngineCollector ┴──▶ one registry of its own ──▶ /metrics
 
-Hit rates are counters of tokens, hits over queries: a gauge alone cannot be summed over servers.
+Hit rates are counters of tokens, hits over queries: a gauge alone cannot be summed over servers. A tenant's, and the gauge,
+count a prompt once a request; the engine's totals count it for each of its `n` answers, as vLLM's do.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Metrics:
         labels = ("model_name",)
         self._http = Counter("radixkv:http_requests", "Answered HTTP requests.", ("route", "status"), registry=self.registry)
         self._tenant_prompt = Counter(
-            "radixkv:tenant_prompt_tokens", "Prompt tokens of a tenant.", ("tenant",), registry=self.registry
+            "radixkv:tenant_prompt_tokens", "Prompt tokens of a tenant, once a request.", ("tenant",), registry=self.registry
         )
         self._tenant_cached = Counter(
             "radixkv:tenant_cached_tokens", "Of those, taken from the cache.", ("tenant",), registry=self.registry
@@ -87,10 +88,19 @@ class Metrics:
         self._total.observe(completion.total_s)
         if completion.token_ids:
             self._ttft.observe(completion.ttft_s)
-        self._tenant_prompt.labels(tenant).inc(completion.prompt_tokens)
-        self._tenant_cached.labels(tenant).inc(completion.cached_tokens)
         self._tenant_output.labels(tenant).inc(len(completion.token_ids))
-        self._recent.append((monotonic(), completion.prompt_tokens, completion.cached_tokens))
+
+    def asked(self, prompt_tokens: int, cached_tokens: int, tenant: str) -> None:
+        """Count a prompt of a request, once for all its answers.
+
+        Args:
+            prompt_tokens: how long it is.
+            cached_tokens: of those, what was cached before the request came.
+            tenant: whose request it is.
+        """
+        self._tenant_prompt.labels(tenant).inc(prompt_tokens)
+        self._tenant_cached.labels(tenant).inc(cached_tokens)
+        self._recent.append((monotonic(), prompt_tokens, cached_tokens))
         self._forget()
 
     def token_after(self, seconds: float) -> None:
@@ -136,9 +146,11 @@ class EngineCollector(Collector):
         cache = stats.cache
         size = cache.page_size
         used = cache.num_pages - cache.num_free - cache.num_evictable
-        yield self._counter("vllm:prefix_cache_queries", "Tokens looked up in the cache.", cache.lookup_tokens)
+        yield self._counter(
+            "vllm:prefix_cache_queries", "Tokens looked up in the cache, for each answer.", cache.lookup_tokens
+        )
         yield self._counter("vllm:prefix_cache_hits", "Of those, found.", cache.hit_tokens)
-        yield self._counter("vllm:prompt_tokens", "Prompt tokens.", stats.prompt_tokens)
+        yield self._counter("vllm:prompt_tokens", "Prompt tokens, of each answer.", stats.prompt_tokens)
         yield self._counter("vllm:prompt_tokens_cached", "Of those, taken from the cache.", stats.cached_tokens)
         yield self._counter("vllm:generation_tokens", "Generated tokens.", stats.generated_tokens)
         yield self._counter("vllm:num_preemptions", "Requests put back in the queue.", stats.preemptions)
@@ -147,7 +159,7 @@ class EngineCollector(Collector):
         yield self._gauge(
             "vllm:kv_cache_usage_perc", "Pages that are not free for the taking, 0 to 1.", used / cache.num_pages
         )
-        yield self._counter("sglang:prompt_tokens", "Prompt tokens.", stats.prompt_tokens)
+        yield self._counter("sglang:prompt_tokens", "Prompt tokens, of each answer.", stats.prompt_tokens)
         yield self._counter("sglang:generation_tokens", "Generated tokens.", stats.generated_tokens)
         yield self._counter("sglang:evicted_tokens", "Tokens whose pages were evicted.", cache.evicted_pages * size)
         yield self._gauge("sglang:token_usage", "Pages that hold something, 0 to 1.", 1 - cache.num_free / cache.num_pages)

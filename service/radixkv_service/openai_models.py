@@ -38,9 +38,17 @@ _STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 T = TypeVar("T")
+
+
+class _FirstOnly(FailFast):
+    """FailFast that a union may hold: typing hashes what unions are of."""
+
+    __hash__ = object.__hash__
+
+
 # NOTE: without FailFast each wrong element of a list is an error of its own, for each kind that it could have been: a body
 # of one megabyte then takes seconds and gigabytes. The first error is all that a client is told.
-ListOf = Annotated[list[T], FailFast()]
+ListOf = Annotated[list[T], _FirstOnly()]
 """A list that is not read on behind its first wrong element."""
 
 _MAX_BIASES = 1024

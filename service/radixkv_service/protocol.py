@@ -11,6 +11,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+import httptools
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -18,6 +19,7 @@ from radixkv_service.errors import Problem
 
 __all__ = ["ConnectionLimits", "GuardedConfig", "GuardedProtocol"]
 
+_OFFER = frozenset({b"upgrade", b"http2-settings"})
 _MAX_HEADER_BYTES = 64 * 1024
 _LINGER_S = 5.0  # an answer that came before the body's end: so long the rest is read and dropped
 
@@ -49,6 +51,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         assert isinstance(config, GuardedConfig)
+        self.parser = _OneProtocolParser(self)
         self._limits = config.limits
         self._timer: asyncio.TimerHandle | None = None  # of the headers, or of what follows an early answer
         self._write_timer: asyncio.TimerHandle | None = None
@@ -92,16 +95,31 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The application takes over."""
+        if self.upgrade_offered:
+            return
         self._in_headers = False
         self._disarm()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The body is here, or what was left of it."""
+        if self.upgrade_offered:
+            return
         self._in_message = False
         super().on_message_complete()
         if self._answered:
             self._disarm()
+
+    @property
+    def upgrade_offered(self) -> bool:
+        """Whether the headers just read offer another protocol, and will be read again without the offer."""
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def head_without_offer(self) -> bytes:
+        """The request's line and headers once more, less those that offer another protocol."""
+        line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        kept = (b"%s: %s\r\n" % (name, value) for name, value in self.headers if name not in _OFFER)
+        return line + b"".join(kept) + b"\r\n"
 
     def on_response_complete(self) -> None:
         """The answer is written; where the body is still coming, it is read for a while, so that the client reads it."""
@@ -157,3 +175,30 @@ class GuardedProtocol(HttpToolsProtocol):
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[problem.status] + head + body)
         self.transport.close()
+
+
+class _OneProtocolParser(httptools.HttpRequestParser):
+    """A parser for which a connection stays HTTP/1.1, as RFC 9110, 7.8 allows: an offer to change it is not there.
+
+    llhttp takes the body of such a request for bytes of the other protocol. Its headers are parsed again without the offer,
+    and then its body after them; nothing in them is new to the parser, so nothing gets past its checks.
+    """
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        super().__init__(protocol)
+        self._protocol = protocol
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+
+    def feed_data(self, data: Any) -> None:
+        """Parse what came."""
+        rest = bytes(data)
+        while rest:
+            try:
+                super().feed_data(rest)
+            except httptools.HttpParserUpgrade as offer:
+                if not self._protocol.upgrade_offered:  # CONNECT
+                    raise
+                rest = rest[offer.args[0] :]
+                super().feed_data(self._protocol.head_without_offer())
+            else:
+                return

@@ -29,6 +29,7 @@ from radixkv_service.generation import (
     usage_of,
 )
 from radixkv_service.openai_models import refuse_unsupported
+from radixkv_service.prompt_limits import refuse_long_text
 from radixkv_service.record import record_of
 from radixkv_service.repository_models import (
     AskRequest,
@@ -108,6 +109,7 @@ async def ask_repository(repository_id: str, body: AskRequest, request: Request)
     refuse_unsupported(body)
     if (body.n or 1) > 1:
         raise bad_request(f"n={body.n}: a question has one answer", "n")
+    refuse_long_text(service, body.question, "question")
     packing = opened.tree.packing
     prompt = await asyncio.to_thread(opened.tree.prompt, body.question, packing)
     plain = body if body.temperature is not None else body.model_copy(update={"temperature": 0.0})

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenedRepository", "RepositoryStore"]
 
-_MAX_REPOSITORIES = 256
-
 
 @dataclass(frozen=True, slots=True)
 class OpenedRepository:
@@ -49,12 +47,15 @@ class RepositoryStore:
 
     Args:
         roots: folders in which clients may name some; none: the routes are off.
+        max_open: at most so many at once.
+        max_per_tenant: at most so many of one tenant; None: as many as there may be.
 
     Thread safety: any thread may call anything.
     """
 
-    def __init__(self, roots: Sequence[Path]) -> None:
+    def __init__(self, roots: Sequence[Path], *, max_open: int = 256, max_per_tenant: int | None = None) -> None:
         self._roots = [root.resolve() for root in roots]
+        self._max_open, self._max_per_tenant = max_open, max_open if max_per_tenant is None else max_per_tenant
         self._opened: dict[str, OpenedRepository] = {}
         self._lock = Lock()
 
@@ -92,14 +93,15 @@ class RepositoryStore:
             ProblemError: 403, outside of every root; 400, it cannot be asked about; 429, too many are open.
         """
         folder = self._allowed(path)
-        self._require_room()
+        with self._lock:
+            self._require_room(tenant)
         try:
             tree = engine.repository(folder, budget_tokens=budget_tokens, exclude=exclude, namespace=namespace)
         except RepositoryError as error:
             raise _refused(error) from error
         opened = OpenedRepository(f"repo_{secrets.token_hex(12)}", tenant, path, int(time()), tree)
         with self._lock:
-            self._require_room()
+            self._require_room(tenant)
             self._opened[opened.id] = opened
         return opened
 
@@ -163,12 +165,16 @@ class RepositoryStore:
             raise _outside()
         return folder
 
-    def _require_room(self) -> None:
-        if len(self._opened) >= _MAX_REPOSITORIES:
-            message = f"{len(self._opened)} repositories are open and the limit is {_MAX_REPOSITORIES}; delete some"
-            raise ProblemError(
-                Problem(429, "rate_limit_error", message, None, "too_many_repositories", {"retry-after": "60"})
-            )
+    def _require_room(self, tenant: str) -> None:
+        """Under the lock."""
+        own = sum(one.tenant == tenant for one in self._opened.values())
+        if own >= self._max_per_tenant:
+            message = f"you have {own} repositories open and the limit is {self._max_per_tenant}; delete some"
+        elif len(self._opened) >= self._max_open:
+            message = f"{len(self._opened)} repositories are open and the limit is {self._max_open}; delete some"
+        else:
+            return
+        raise ProblemError(Problem(429, "rate_limit_error", message, None, "too_many_repositories", {"retry-after": "60"}))
 
 
 def _outside() -> ProblemError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,14 @@ class Job:
     options: RequestOptions
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A prompt of the request: how many of its answers are being made, and those that are there."""
+
+    waiting: int = 0
+    answers: list[Completion] = field(default_factory=list)
+
+
 class Run:
     """What one HTTP request has running; to be closed.
 
@@ -57,6 +65,7 @@ class Run:
         self._tasks: list[asyncio.Task[None]] = []
         self._first: tuple[int, Chunk] | None = None
         self._gone = False
+        self._asked: list[_Asked] = []  # of each answer
         self.completions: dict[int, Completion] = {}
 
     async def start(self, jobs: Sequence[Job]) -> Chunk:
@@ -68,6 +77,11 @@ class Run:
         try:
             self._service.running.add(self)
             self._tasks.append(asyncio.create_task(self._watch_client()))
+            prompts: dict[int, _Asked] = {}
+            for job in jobs:
+                asked = prompts.setdefault(id(job.prompt), _Asked())
+                asked.waiting += 1
+                self._asked.append(asked)
             for index, job in enumerate(jobs):
                 answer = await self._service.front.submit(job.prompt, job.params, job.options)
                 self._answers.append(answer)
@@ -121,6 +135,8 @@ class Run:
         self.cancel()
         for task in self._tasks:
             task.cancel()
+        for asked in self._asked:
+            self._count_prompt(asked)
         self._service.running.discard(self)
 
     async def _next(self) -> tuple[int, Chunk]:
@@ -158,7 +174,19 @@ class Run:
         self.completions[index] = completion
         self._service.metrics.finished(completion, self._record.tenant)
         self._record.output_tokens += len(completion.token_ids)
-        self._record.prompt_tokens += completion.prompt_tokens
-        self._record.cached_tokens += completion.cached_tokens
         if self._record.ttft_s is None and completion.token_ids:
             self._record.ttft_s = completion.ttft_s
+        asked = self._asked[index]
+        asked.answers.append(completion)
+        asked.waiting -= 1
+        if not asked.waiting:
+            self._count_prompt(asked)
+
+    def _count_prompt(self, asked: _Asked) -> None:
+        """Count a prompt once, however many answers it has; what one found that another had just computed is no hit."""
+        answers, asked.answers = asked.answers, []
+        if answers:
+            prompt, cached = answers[0].prompt_tokens, min(one.cached_tokens for one in answers)
+            self._service.metrics.asked(prompt, cached, self._record.tenant)
+            self._record.prompt_tokens += prompt
+            self._record.cached_tokens += cached

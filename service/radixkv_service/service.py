@@ -14,7 +14,7 @@ from time import time
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from radixkv.errors import ChatTemplateMissing
-from radixkv_service.auth import Keyring, read_keys
+from radixkv_service.auth import Keyring, read_keys, tenant_of
 from radixkv_service.errors import Problem
 from radixkv_service.metrics import Metrics
 from radixkv_service.repository_store import RepositoryStore
@@ -53,6 +53,7 @@ class Service:
         keys: who may ask.
         metrics: what is counted.
         running: what is being answered now.
+        receiving: how long the bodies that are coming now are waited for; a drain ends that.
         settled: set once the model is loaded, or cannot be.
         created: when it started, in seconds since 1970.
         repositories: source trees that clients ask about.
@@ -71,12 +72,17 @@ class Service:
         self.metrics = Metrics(settings.names[0])
         self.status: Status = "loading"
         self.running: set[Cancellable] = set()
+        self.receiving: set[asyncio.Timeout] = set()
         self.created = int(time())
         self.settled = asyncio.Event()
         self._front: AsyncEngine | None = None
         self._transcripts: Transcripts | None = None
         self._sessions: SessionStore | None = None
-        self.repositories = RepositoryStore(settings.repository_root)
+        self.repositories = RepositoryStore(
+            settings.repository_root,
+            max_open=settings.max_repositories,
+            max_per_tenant=self._share(settings.max_repositories),
+        )
         self._texts: TokenTexts | None = None
         self._on_failure = on_failure
         self._loader: Thread | None = None
@@ -108,18 +114,38 @@ class Service:
 
     def _loaded(self, engine: Engine, transcripts: Transcripts | None) -> None:
         from radixkv.engine.serving import AsyncEngine
-        from radixkv.engine.session_store import SessionStore
 
         if self.status != "loading":
             engine.close()
             return
         self._front = AsyncEngine(engine)
         self._transcripts = transcripts
-        self._sessions = SessionStore(transcripts) if transcripts is not None else None
+        try:
+            self._sessions = self._session_store(transcripts) if transcripts is not None else None
+        except Exception:
+            log.exception("the server cannot start")
+            self._fail()
+            return
         self.status = "ok"
         self.settled.set()
         self._watcher = asyncio.create_task(self._watch(self._front))
         log.info("ready: %s, %d pages of %d tokens", engine.name, engine.store.num_pages, engine.config.page_size)
+
+    def _session_store(self, transcripts: Transcripts) -> SessionStore:
+        from radixkv.engine.session_store import SessionStore
+
+        # The session routes name a tenant's namespaces by texts; its salts count as one.
+        return SessionStore(
+            transcripts,
+            max_sessions=self.settings.max_sessions,
+            max_per_tenant=self._share(self.settings.max_sessions),
+            tenant_of=lambda namespace: tenant_of(namespace) if isinstance(namespace, str) else namespace,
+            max_chars=self.max_tokens * _longest_token(self.engine),
+        )
+
+    def _share(self, limit: int) -> int:
+        """A tenant's part of what all may have: a quarter, unless there is one tenant only."""
+        return limit if len(self.keys.tenants) < 2 else max(limit // 4, 1)
 
     async def _watch(self, front: AsyncEngine) -> None:
         """Notice when the engine's thread ends, which it should not."""
@@ -139,9 +165,12 @@ class Service:
         return self._loader is not None and self._loader.is_alive()
 
     def drain(self) -> None:
-        """Take no more requests; those that run go on."""
+        """Take no more requests; those that run go on, and those whose body is still coming are refused."""
         if self.status != "failed":
             self.status = "draining"
+        for patience in self.receiving:
+            if not patience.expired():
+                patience.reschedule(asyncio.get_running_loop().time())
 
     def cancel_all(self) -> None:
         """End everything that is being answered."""
@@ -227,6 +256,11 @@ class Service:
             collector = self.metrics.engine
             collector.stats = await asyncio.to_thread(self._front.engine.stats)
         return self.metrics.render()
+
+
+def _longest_token(engine: Engine) -> int:
+    """At most so many bytes of text, and so at most so many characters, are one token."""
+    return max(len(piece.encode()) for piece in engine.tokenizer.backend.get_vocab(with_added_tokens=True))
 
 
 def _call(loop: asyncio.AbstractEventLoop, act: Callable[..., None], *args: object) -> None:

@@ -62,7 +62,7 @@ _MAX_SALT = 256
 async def new_session(request: Request, body: OpenSession | None = None) -> SessionView:
     """Open a session."""
     service = service_of(request)
-    body = body or OpenSession()
+    body = body or OpenSession.model_validate({})
     owner = owner_of(request, body.cache_salt if body.cache_salt is not None else _salt(request))
     system = [ChatMessage(role="system", content=body.system)] if body.system is not None else []
     said = await _checked(service, [*system, *body.messages])
@@ -153,7 +153,6 @@ async def _checked(service: Service, messages: Sequence[ChatMessage]) -> list[di
     Raises:
         ProblemError: more than any prompt holds.
     """
-
 
     def read() -> list[dict[str, Any]]:
         plain = messages_of(messages)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from radixkv.errors import ConfigError
@@ -54,6 +54,7 @@ class ServiceSettings(BaseSettings):
         isolate_tenants: each key's tenant has a cache of its own; off, all keys share prefixes.
         protect_metrics: /metrics needs an API key or the admin token.
         allowed_hosts: Host headers that are answered; empty: on a loopback address loopback names only, else any.
+            /health, /ready and /version answer under every name; /metrics does not: name the host by which it is scraped.
         served_model_name: names that requests may use for the model; none: the model's own name.
         drain_timeout: seconds that running requests get to finish in after SIGTERM.
         max_body_bytes: the largest request body, in bytes.
@@ -64,6 +65,8 @@ class ServiceSettings(BaseSettings):
         request_timeout: seconds a request may take when it does not say; None: no end.
         repository_root: folders in which clients may name source trees to ask about; none: those routes answer 403.
         max_choices: the largest number of answers one HTTP request may ask for, over `n`, `best_of` and its prompts.
+        max_sessions: kept sessions at once; where there are several tenants, each may have a quarter of them.
+        max_repositories: source trees open at once; a quarter for each tenant likewise.
         log_level: how much is logged.
         page_size: tokens in a page.
         num_pages: pages in the pool.
@@ -103,6 +106,8 @@ class ServiceSettings(BaseSettings):
     request_timeout: float | None = Field(None, gt=0)
     max_choices: int = Field(128, ge=1)
     repository_root: Annotated[list[Path], NoDecode] = []
+    max_sessions: int = Field(1024, ge=1)
+    max_repositories: int = Field(256, ge=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     page_size: int | None = None
@@ -123,17 +128,18 @@ class ServiceSettings(BaseSettings):
 
     @field_validator("api_keys", "allowed_hosts", "served_model_name", "repository_root", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
+    def _split(cls, value: object, info: ValidationInfo) -> object:
         """A JSON list, or texts separated by commas, as the environment can hold them."""
         if not isinstance(value, str):
             return value
         text = value.strip()
-        if text.startswith("["):
-            try:
-                return json.loads(text)
-            except ValueError as error:
-                raise ValueError("not a JSON list; separate several values by commas") from error
-        return [part.strip() for part in text.split(",") if part.strip()]
+        try:
+            values = json.loads(text) if text.startswith("[") else [one.strip() for one in text.split(",") if one.strip()]
+        except ValueError as error:
+            raise ValueError("not a JSON list; separate several values by commas") from error
+        if info.field_name == "api_keys" and not values:
+            raise ValueError("it is set and holds no key; to let everybody in, do not set it")
+        return values
 
     @property
     def names(self) -> list[str]:

@@ -92,10 +92,10 @@ def _tokenized(service: Service, body: TokenizeRequest) -> str:
 def _encode(service: Service, body: TokenizeRequest) -> list[int]:
     tokenizer = service.engine.tokenizer
     if body.prompt is not None:
-        refuse_long_text(service, body.prompt, "prompt", contexts=COUNTED)
+        refuse_long_text(service, body.prompt, "prompt")
         return Tokens(tokenizer.encode(body.prompt, bos=body.add_special_tokens is not False)).tolist()
     messages, tools = messages_of(body.messages or []), tools_of(body.tools)
-    refuse_long_messages(service, messages, tools, contexts=COUNTED)
+    refuse_long_messages(service, messages, tools)
     shown = tool_prompt(tokenizer, messages, tools)
     return Tokens(tokenizer.chat_ids(shown.messages, body.add_generation_prompt, shown.tools)).tolist()
 

@@ -41,7 +41,7 @@ def clock():
 
 @pytest.fixture
 def store(tokenizer, clock):
-    return SessionStore(Transcripts(tokenizer), max_sessions=4, max_per_namespace=3, clock=clock)
+    return SessionStore(Transcripts(tokenizer), max_sessions=4, max_per_tenant=3, clock=clock)
 
 
 def generated(tokenizer, text):
@@ -179,12 +179,47 @@ def test_only_so_many_sessions_are_open(store, clock):
     assert (caught.value.num_open, caught.value.limit) == (4, 4)
     clock.now_s = 5
     store.open("b")
-    for limits in ({"max_sessions": 0}, {"max_per_namespace": 0}):
+    for limits in ({"max_sessions": 0}, {"max_per_tenant": 0}):
         with pytest.raises(errors.ConfigError):
             SessionStore(store.transcripts, **limits)
     for ttl_s in (0, -1, float("nan"), float("inf"), None):
         with pytest.raises(errors.ConfigError):
             store.open("c", ttl_s=ttl_s)
+
+
+def test_a_tenant_has_only_so_many_sessions_in_all_its_namespaces(tokenizer):
+    store = SessionStore(Transcripts(tokenizer), max_per_tenant=2, tenant_of=lambda namespace: namespace[0])
+    first = store.open("a1")
+    store.open("a2")
+    for act in (lambda: store.open("a3"), lambda: store.fork(first, "a1")):
+        with pytest.raises(errors.TooManySessions, match="2 sessions are open and the limit is 2"):
+            act()
+    store.open("b1")
+    store.close(first, "a1")
+    store.open("a3")
+
+
+def test_a_session_holds_only_so_much_text_and_what_is_too_much_changes_nothing(tokenizer):
+    used = sum(len(key) + len(value) for message in (SYSTEM, HELLO) for key, value in message.items())
+    store = SessionStore(Transcripts(tokenizer), max_chars=used)
+    long = {"role": "user", "content": [{"type": "text", "text": "x" * used}]}
+    session_id = store.open("", [SYSTEM])
+    for _ in range(2):
+        for act in (
+            lambda: store.open("", [long]),
+            lambda: store.append(session_id, "", [long]),
+            lambda: store.turn(session_id, "", [HELLO, HELLO]),
+        ):
+            with pytest.raises(errors.SessionTooLong, match=f"no prompt can have more than {used}"):
+                act()
+        assert (store.messages(session_id), store.info(session_id).busy) == ([SYSTEM], False)
+        store.turn(session_id, "", [HELLO]).undo()
+    say(store, session_id)
+    for one in (session_id, store.fork(session_id)):
+        with pytest.raises(errors.PromptTooLong):
+            store.append(one, "", [MORE])
+        store.rewind(one)
+        store.append(one, "", [HELLO])
 
 
 def test_rewind_goes_back_to_before_the_turn_and_all_that_was_appended_for_it(store):

@@ -100,7 +100,10 @@ def test_what_is_malformed_is_refused_when_made(make):
         (Structure.json_schema({"$ref": "#"}), "no answer"),
         (Structure.json_schema({"type": "integer", "minimum": 2, "maximum": 1}), "minimum"),
         (Structure.json_schema(False), "nsatisfiable"),
-        (Structure.json_schema({"allOf": [{"type": "string", "pattern": f".*a.{{{i}}}b.*"} for i in range(20)]}), "one allOf"),
+        (
+            Structure.json_schema({"allOf": [{"type": "string", "pattern": f".*a.{{{i}}}b.*"} for i in range(20)]}),
+            "one allOf",
+        ),
         (Structure.regex("(a"), "unclosed group"),
         (Structure.regex("a(?=b)"), "look-ahead"),
         (Structure.lark("start: start"), "no answer"),

@@ -4,9 +4,13 @@ import os
 import subprocess
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pathspec import GitIgnoreSpec
 
 from radixkv.errors import ConfigError, RepositoryError
 from radixkv.repository import list_files
+from radixkv.repository.ignore import check_pattern, patterns_of
 
 FILES = {
     "main.py": b"print('hello')\n",
@@ -174,6 +178,19 @@ def test_a_worktrees_git_file_is_no_source(tree, git, monkeypatch, tmp_path):
     assert list_files(tmp_path / "second") == with_git
 
 
+def test_a_folder_that_became_a_link_is_not_read_through(tree, git, write, tmp_path):
+    write(tree, {"d/inside.py": "a = 1\n"})
+    git(tree, "init", "-q")
+    git(tree, "add", "-A")
+    write(tmp_path, {"elsewhere/inside.py": "secret = 1\n"})
+    (tree / "d/inside.py").unlink()
+    (tree / "d").rmdir()
+    (tree / "d").symlink_to(tmp_path / "elsewhere")
+    listing = list_files(tree)
+    assert "d/inside.py" not in paths(listing)
+    assert all("secret" not in file.text for file in listing.files)
+
+
 def test_files_that_vanish_while_listed_were_never_there(tree, git, monkeypatch):
     from radixkv.repository import files
 
@@ -207,6 +224,65 @@ def test_more_patterns_may_be_excluded(tree):
 def test_a_pattern_that_is_none_is_refused(tree):
     with pytest.raises(ConfigError, match="exclude"):
         list_files(tree, exclude=["!"])
+
+
+def test_a_pattern_too_long_is_refused_by_name_and_passed_over_in_a_gitignore(tree, caplog):
+    long = "a*" * 513
+    with pytest.raises(ConfigError, match=r"exclude='a\*a\*.*1,026 characters and the limit is 1,024"):
+        list_files(tree, exclude=["*.py", long])
+    (tree / ".gitignore").write_text(f"{long}\nmain.py\n")
+    assert "main.py" not in paths(list_files(tree))
+    assert ".gitignore, line 1 is passed over: it has 1,026 characters" in caplog.text
+
+
+ENDLESS = [
+    "*?" * 500 + "~",
+    "*a" * 500 + "b",
+    "*a*a*a/" * 100 + "b",
+    "**/a/" * 200 + "b",
+    "*[!b]" * 190 + "~",
+    "**/*/" * 200 + "b",
+]
+
+
+@pytest.mark.parametrize("pattern", ENDLESS)
+def test_no_pattern_takes_longer_than_its_length_allows(pattern, tmp_path, write):
+    write(tmp_path, {"a" * 255: "a", "a/" * 120 + "a": "a"})  # were one name tried in every way, this would never end
+    assert len(list_files(tmp_path, exclude=[pattern]).files) == 2
+    write(tmp_path, {".gitignore": pattern})
+    assert len(list_files(tmp_path).files) == 3
+
+
+SEGMENTS = st.text(st.sampled_from(["a", "b", "*", "?", "."]), max_size=4) | st.sampled_from(
+    ["**", "[ab]", r"\*", "*[a-b]?", "*"]
+)
+PATTERNS = st.builds(
+    lambda no, parts, end: no + "/".join(parts) + end,
+    *[st.sampled_from(["", "", "!", "/"]), st.lists(SEGMENTS, min_size=1, max_size=4), st.sampled_from(["", "/"])],
+)
+NAMES = st.lists(st.text(st.sampled_from("aab."), min_size=1, max_size=4), min_size=1, max_size=5).map("/".join)
+
+
+@given(st.lists(PATTERNS, min_size=1, max_size=3), st.lists(NAMES, min_size=1, max_size=6))
+def test_a_pattern_matches_what_pathspec_says_it_does(lines, names):
+    for line in lines:
+        try:
+            check_pattern(line)
+        except ValueError:
+            with pytest.raises(ValueError, match="pattern"):
+                GitIgnoreSpec.from_lines([line])
+            return
+    theirs, ours = GitIgnoreSpec.from_lines(lines, backend="simple"), patterns_of(lines)
+    for name in (*names, *(f"{one}/" for one in names)):
+        assert ours.check_file(name).include == theirs.check_file(name).include
+
+
+def test_a_set_of_characters_holds_no_slash_as_for_git(tree, git):
+    (tree / ".gitignore").write_text("pkg[!a]a.py\ndeep[+-9]er\n[!a]uild/\n")
+    without = list_files(tree)
+    git(tree, "init", "-q")
+    assert list_files(tree) == without
+    assert "pkg/a.py" in paths(without) and "build/out.txt" not in paths(without)
 
 
 @pytest.mark.parametrize("name", ["nothing", "tree/main.py", "a\0b"])

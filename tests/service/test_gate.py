@@ -90,6 +90,9 @@ def test_health_version_and_metrics_are_open(server):
 def test_another_host_is_refused_on_loopback(http):
     for host in ("evil.example", "127.0.0.1.evil.example:80", ""):
         assert http.get("/v1/models", headers={"host": host}).status_code == 421
+        assert http.get("/metrics", headers={"host": host}).status_code == 421
+        for path in ("/health", "/ready", "/version"):
+            assert http.get(path, headers={"host": host}).status_code == 200
     assert http.get("/v1/models", headers={"host": "LOCALHOST:1"}).status_code == 200
 
 
@@ -219,6 +222,39 @@ def test_two_lengths_are_no_way_to_smuggle_a_request(server):
         lines = ("Content-Length: 5", "Transfer-Encoding: chunked")
         sock.sendall(head(server, "/v1/completions", *lines) + b"0\r\n\r\nGET /flush_cache HTTP/1.1\r\n\r\n")
         assert status_of(read_all(sock)) == 400
+
+
+OFFERS = [
+    ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAA"),
+    ("Upgrade: websocket, h2c", "upgrade: h2c", "connection: upgrade"),
+]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("cuts", [(), (20,), (-4,), (-1,), (-30, -2, None)])
+def test_an_offer_of_another_protocol_is_not_taken_up_and_no_byte_is_lost(server, offer, chunked, cuts):
+    data = b'{"prompt": "hello"}'
+    body = b"7\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (data[:7], len(data) - 7, data[7:]) if chunked else data
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(data)}"
+    top = head(server, "/tokenize", *offer, framing)
+    ends = [*(len(top) if cut is None else cut % len(top) for cut in cuts), len(top) + len(body)]
+    with connect(server) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start, end in zip([0, *ends], ends, strict=False):
+            sock.sendall((top + body)[start:end])
+            running(server)  # an answer on another connection: the piece before has been read by now
+        sock.sendall((top + body) * 2 + head(server, "/tokenize", "Connection: close", "Content-Length: 0"))
+        answers = read_all(sock)
+    assert answers.count(b"HTTP/1.1 200 OK") == 3
+    assert answers.count(b"HTTP/1.1 400") == 1
+    assert answers.count(b'"tokens":') == 3
+
+
+def test_connect_is_no_way_around(server):
+    with connect(server) as sock:
+        sock.sendall(b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n")
+        assert status_of(sock.recv(65536)) >= 400
 
 
 @pytest.mark.parametrize("stream", [True, False])

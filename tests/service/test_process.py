@@ -14,7 +14,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from radixkv.errors import ConfigError
+from radixkv.errors import ConfigError, SessionTooLong, TooManySessions
+from radixkv_service.auth import Keyring, cache_salt_of
+from radixkv_service.errors import ProblemError
 from radixkv_service.service import Service
 from radixkv_service.settings import ServiceSettings, load_settings
 
@@ -38,9 +40,18 @@ def stream(server, max_tokens):
         yield lines
 
 
+@contextmanager
+def half_a_body(server):
+    """A connection on which a request's body has begun, and does not go on."""
+    head = "POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 99"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+        sock.sendall("\r\n".join([*head, "", "{"]).encode())
+        yield sock
+
+
 @pytest.mark.model
-def test_the_socket_answers_while_the_model_loads_and_a_drain_lets_requests_finish(serving):
-    with serving("--num-pages", "64") as server:
+def test_the_socket_answers_while_the_model_loads_and_a_drain_lets_whole_requests_finish(serving):
+    with serving("--num-pages", "64", "--drain-timeout", "90") as server:
         server.wait_for("listening")
         with server.client(None) as client:
             assert client.get("/health").json() == {"status": "loading"}
@@ -51,10 +62,13 @@ def test_the_socket_answers_while_the_model_loads_and_a_drain_lets_requests_fini
             assert client.get("/v1/models").json()["error"]["code"] == "loading"
         server.wait_for("INFO ready")
         assert "admin token (made for this run" in server.log
-        with stream(server, 60) as lines:
+        with half_a_body(server) as sock, stream(server, 60) as lines:
             server.process.send_signal(signal.SIGTERM)
             server.wait_for("draining: 1 running")
+            refused = b"".join(iter(lambda: sock.recv(65536), b""))  # long before body_timeout and drain_timeout
             rest = [line for line in lines if line]
+        assert refused.startswith(b"HTTP/1.1 503")
+        assert b"connection: close" in refused and b'"draining"' in refused
         assert rest[-1] == "data: [DONE]"
         assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
         assert server.process.wait(60) == 0, server.log
@@ -139,6 +153,66 @@ def test_settings_come_from_the_environment_and_the_command_line_wins(monkeypatc
     assert ring.tenant("bob=three") is None
 
 
+@pytest.mark.parametrize("text", ["", "\n", "# alice=one\n", "  # none\n\n"])
+def test_a_file_of_keys_without_one_does_not_let_everybody_in(tmp_path, text):
+    keys = tmp_path / "keys"
+    keys.write_text(text)
+
+    async def make():
+        Service(load_settings({"api_keys_file": keys, "api_keys": ["alice=one"]}))
+
+    with pytest.raises(ConfigError, match=r"api_keys_file=.* at least one key"):
+        asyncio.run(make())
+
+
+@pytest.mark.parametrize("text", ["", ",", " , ,", "[]"])
+def test_keys_that_are_set_and_are_none_do_not_let_everybody_in(monkeypatch, text):
+    monkeypatch.setenv("RADIXKV_API_KEYS", text)
+    with pytest.raises(ConfigError, match=r"api_keys.*holds no key"):
+        load_settings({})
+
+
+def test_one_key_has_one_name_and_a_name_may_have_several_keys():
+    assert Keyring(["a=one", "a=two", "a=one", "b=three"]).tenants == ["a", "b"]
+    with pytest.raises(ConfigError, match="api_keys='alice, bob'") as error:
+        Keyring(["alice=s3cret", "carol=other", "bob=s3cret"])
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_tenant_has_a_quarter_of_what_all_may_open_and_a_server_with_one_gives_it_all():
+    async def share(*keys):
+        return Service(load_settings({"api_keys": list(keys)}))._share(8)
+
+    assert [asyncio.run(share(*keys)) for keys in ((), ("a=1", "a=2"), ("a=1", "b=2"))] == [8, 8, 2]
+
+
+@pytest.mark.model
+def test_a_tenant_has_only_so_many_sessions_and_repositories_whatever_its_salts(smollm2, tmp_path):
+    (tmp_path / "hello.py").write_text("hello = 1\n")
+    given = {"api_keys": ["a=1", "b=2"], "max_sessions": 4, "max_repositories": 4, "repository_root": [tmp_path]}
+
+    async def live():
+        service = Service(load_settings({**given, "model": "smollm2", "dtype": "float32", "num_pages": 64}))
+        service.start()
+        await service.settled.wait()
+        sessions, repositories = service.sessions, service.repositories
+        for tenant in ("a", "b"):
+            mine = sessions.open(cache_salt_of(tenant, "one"))
+            with pytest.raises(TooManySessions, match="the limit is 1"):
+                sessions.open(cache_salt_of(tenant, "two"))
+            text = {"role": "user", "content": "x" * 10_000_000}  # the pool holds a thousand tokens
+            with pytest.raises(SessionTooLong):
+                sessions.append(mine, cache_salt_of(tenant, "one"), [text])
+            opened = repositories.open(service.engine, tenant, str(tmp_path))
+            with pytest.raises(ProblemError, match="you have 1 repositories open and the limit is 1"):
+                repositories.open(service.engine, tenant, str(tmp_path))
+            repositories.remove(opened.id, tenant)
+            repositories.open(service.engine, tenant, str(tmp_path))
+        await service.close()
+
+    asyncio.run(live())
+
+
 @pytest.mark.parametrize("given", [{"port": 99999}, {"api_keys": ["a", ""]}, {"admin_token": "short"}, {"nonsense": 1}])
 def test_a_bad_value_names_its_setting_and_is_not_repeated(given):
     async def make():
@@ -168,3 +242,32 @@ def test_an_engine_whose_thread_ends_fails_the_server(smollm2):
         return service.status, problem.status
 
     assert asyncio.run(live()) == ("failed", 503)
+
+
+DYING = """
+import asyncio, contextlib, logging, sys
+from radixkv.errors import EngineClosed
+from radixkv_service import server
+from radixkv_service.service import Service
+from radixkv_service.settings import ServiceSettings
+
+class Dying(Service):
+    def _loaded(self, *loaded):
+        super()._loaded(*loaded)
+        self.death = asyncio.create_task(self.die())
+
+    async def die(self):
+        with contextlib.suppress(EngineClosed):
+            await self.front.call(lambda engine: sys.exit("the thread's own end"))
+
+logging.basicConfig()
+server.Service = Dying
+sys.exit(server.serve_forever(ServiceSettings(model="smollm2", port=0, dtype="float32", num_pages=64)))
+"""
+
+
+@pytest.mark.model
+def test_an_engine_whose_thread_ends_takes_the_process_with_it(smollm2):
+    done = subprocess.run([sys.executable, "-c", DYING], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "the server ends with it" in done.stderr
