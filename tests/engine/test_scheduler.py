@@ -298,6 +298,8 @@ class World:
 
     def _probe(self, life: Life) -> None:
         one, num_found = life.job, 0
+        if not one.paged:
+            return
         while (num_found + 1) * PAGE * 4 <= len(one.prompt) and life.key(num_found) in self.tree:
             num_found += 1
         one.num_cached = num_found * PAGE
@@ -307,7 +309,7 @@ class World:
         one = life.job
         self.running[one.id] = life
         life.started_s = self.now_s if life.started_s is None else life.started_s
-        while (life.published + 1) * PAGE < one.num_tokens and life.key(life.published) in self.tree:
+        while one.paged and (life.published + 1) * PAGE < one.num_tokens and life.key(life.published) in self.tree:
             self.tree[life.key(life.published)] += 1
             life.published += 1
         one.position = life.published * PAGE // self.rules.chunk * self.rules.chunk
