@@ -327,6 +327,7 @@ class World:
 
     def _compute(self, life: Life, count: int) -> None:
         one = life.job
+        count = min(count, one.remaining)  # it may have found more than it was planned with
         stop = one.num_tokens if one.prefilling else one.position + count
         if not self._reserve(life, max(self.rules.pages(stop) - life.published - life.reserved, 0)):
             return
