@@ -138,18 +138,25 @@ class Lease:
         """Whether the lease has ended."""
         return self._released
 
-    def extend(self, tokens: TokenInput = NOTHING) -> None:
+    def extend(self, tokens: TokenInput = NOTHING, num_spare: SupportsIndex = 0) -> None:
         """Append `tokens` to the sequence, and reserve pages so that every token of it has a slot.
 
         Cost: O(new tokens + new pages); evicts where too few pages are free.
 
+        Args:
+            tokens: [n] token ids.
+            num_spare: slots for so many tokens more, whose ids are not known yet; they are appended later.
+
         Raises:
             PoolExhausted: too few pages are free or evictable; nothing has changed then.
-            TokenError: unusable ids. LeaseReleased: the lease has ended.
+            TokenError: unusable ids. ConfigError: `num_spare` is no count. LeaseReleased: the lease has ended.
         """
         data = b"" if tokens is NOTHING else token_bytes(tokens)
+        spare = as_count("num_spare", num_spare)
+        if spare < 0:
+            raise ConfigError("num_spare", spare, "0 or more")
         with self._leasing.lock:
-            self._leasing.extend(self, data)
+            self._leasing.extend(self, data, spare)
 
     def commit(self, num_tokens: SupportsIndex | None = None) -> int:
         """Publish: the KV of the first `num_tokens` tokens (all of them by default) is written.

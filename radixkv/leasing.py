@@ -103,15 +103,15 @@ class Leasing:
         found = self._tree.match(node, position, bytes(cursor._data[position * self._page_bytes :]))
         return self._open(cursor._namespace, cursor._data, found, cursor, limit, owner, tag, wishes)
 
-    def extend(self, lease: Lease, data: bytes) -> None:
-        """Append `data`, and reserve the pages that the sequence then needs. Cost: O(new tokens + new pages).
+    def extend(self, lease: Lease, data: bytes, num_spare: int) -> None:
+        """Append `data`, and reserve pages for the sequence then and `num_spare` tokens more. Cost: O(new tokens + pages).
 
         Raises:
             PoolExhausted, QuotaExceeded: too few can be had. LeaseReleased: the lease has ended.
         """
         lease._require_live()
         num_tokens = (len(lease._data) + len(data)) // TOKEN_BYTES
-        needed = -(-num_tokens // self.page_size) - lease._published - len(lease._own)
+        needed = -(-(num_tokens + num_spare) // self.page_size) - lease._published - len(lease._own)
         pages = self._allocate_for(lease, needed) if needed > 0 else None
         if data:
             if not isinstance(lease._data, bytearray):

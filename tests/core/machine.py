@@ -155,7 +155,7 @@ class Walk:
 
     def extend(self, choices: Choices) -> None:
         held = self.held(choices)
-        self.world.extend(held, self.some(choices))
+        self.world.extend(held, self.some(choices), choices.one((0, 0, 0, 1, 3)))
 
     def commit(self, choices: Choices) -> None:
         held = self.held(choices)

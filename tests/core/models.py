@@ -308,11 +308,11 @@ class World:
         self.model.held.append(held)
         return held
 
-    def extend(self, held: HeldModel, ids: Ids = ()) -> bool:
+    def extend(self, held: HeldModel, ids: Ids = (), spare: int = 0) -> bool:
         """Whether it got its pages."""
         model = self.model
         total = held.ids + ids
-        needed = max(0, -(-len(total) // model.page_size) - held.published - len(held.own))
+        needed = max(0, -(-(len(total) + spare) // model.page_size) - held.published - len(held.own))
         evictable = len(model.pages.keys() - model.protected())
         partial = held.partial
         if needed > model.num_free + evictable and partial is not None:
@@ -322,7 +322,7 @@ class World:
         if needed > model.num_free + evictable:
             held.partial = partial
             before = snapshot(self.cache)
-            error = raised(PoolExhausted, held.lease.extend, list(ids))
+            error = raised(PoolExhausted, held.lease.extend, list(ids), spare)
             assert (error.needed, error.free, error.evictable, error.leased) == (
                 needed,
                 model.num_free,
@@ -332,7 +332,7 @@ class World:
             assert snapshot(self.cache) == before
             self.seen["exhaustions"] += 1
             return False
-        held.lease.extend(list(ids))
+        held.lease.extend(list(ids), spare)
         if held.partial is None:
             assert held.lease.partial_tokens == 0
         self.seen["evictions"] += len(model.evict(needed - model.num_free))
