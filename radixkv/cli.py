@@ -12,13 +12,13 @@ from radixkv.errors import RadixKVError
 
 try:
     import typer
-    from rich.console import Console
     from rich.logging import RichHandler
     from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from radixkv.replay.cli import replay
     from radixkv.repo_cli import repo
+    from radixkv.terminal import err, one_turn, out, rewind, show_error, typed_lines
     from radixkv.top import top
 except ImportError as missing:
     sys.exit(f"radixkv's command line needs the package {missing.name!r}: pip install 'radixkv[engine]'")
@@ -43,9 +43,6 @@ app.command("top")(top)
 for command in entry_points(group="radixkv.commands"):  # of packages above this one, such as the service's `serve`
     app.command(command.name)(command.load())
 
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
-
 ModelOption = Annotated[str, typer.Argument(help="A name (smollm2), a folder, a .gguf file or a hub id.")]
 
 _CHAT_HELP = """\
@@ -63,7 +60,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    show_error(message)
     raise SystemExit(1)
 
 
@@ -108,7 +105,7 @@ def fetch(
         def show(stage: str, done: int, total: int) -> None:
             progress.update(task, description=f"{model}: {stage}", completed=done, total=total or None)
 
-        folder = resolve_model(model, progress=show)
+        folder = resolve_model(model, progress=show, in_pages=True)  # whoever runs it may have a GPU
     out.print(str(folder.path), soft_wrap=True)
 
 
@@ -163,23 +160,12 @@ def chat(
 
 
 def _converse(engine: Engine, session: Session, params: SamplingParams) -> None:
-    while True:
-        try:
-            text = out.input("[bold green]> [/]").strip()
-        except (EOFError, KeyboardInterrupt):
-            out.print()
-            return
-        if text in ("/exit", "/quit"):
-            return
-        try:
+    for text in typed_lines():
+        with one_turn(RadixKVError, "this turn is undone, what it computed stays cached"):
             if text.startswith("/"):
                 session = _command(engine, session, text)
-            elif text:
+            else:
                 _turn(engine, session, text, params)
-        except KeyboardInterrupt:
-            out.print("\n[dim]stopped; this turn is undone, what it computed stays cached[/]")
-        except RadixKVError as error:
-            err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
 
 
 def _turn(engine: Engine, session: Session, text: str, params: SamplingParams) -> None:
@@ -201,11 +187,7 @@ def _turn(engine: Engine, session: Session, text: str, params: SamplingParams) -
 def _command(engine: Engine, session: Session, text: str) -> Session:
     name, _, rest = text.partition(" ")
     if name == "/rewind":
-        if rest and not rest.strip().isdigit():
-            out.print("[dim]/rewind takes a number of turns[/]")
-        else:
-            session.rewind(int(rest or 1))
-            out.print(f"[dim]{session.num_turns} turns left[/]")
+        rewind(session, rest.strip())
     elif name == "/system":
         session.close()
         return engine.chat(rest or None)

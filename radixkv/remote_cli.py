@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
+
+from radixkv.terminal import err, one_turn, out, rewind, show_error, typed_lines
 
 if TYPE_CHECKING:
     from radixkv_client import ChatChunk, Client
 
 __all__ = ["Conversation", "chat_remote"]
-
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
 
 _LOADING_RETRIES = 60  # of 2 s each: so long a server may take to load its model
 
@@ -49,7 +47,7 @@ def chat_remote(url: str, api_key: str | None, model: str | None, system: str | 
             out.print(f"[bold]{escape(name)}[/] at {escape(client.base_url)}; /help lists commands, Ctrl-C stops an answer")
             _converse(Conversation(client, {"model": name, **fields}, system))
     except ClientError as error:
-        _say(error)
+        show_error(str(error))
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         out.print()
@@ -117,40 +115,21 @@ class Conversation:
 def _converse(talk: Conversation) -> None:
     from radixkv_client import ClientError
 
-    while True:
-        try:
-            text = out.input("[bold green]> [/]").strip()
-        except (EOFError, KeyboardInterrupt):
-            out.print()
-            return
-        if text in ("/exit", "/quit"):
-            return
-        try:
+    for text in typed_lines():
+        with one_turn(ClientError, "this turn is undone, what it computed stays cached"):
             if text.startswith("/"):
                 _command(talk, text)
-            elif text:
+            else:
                 talk.turn(text)
-        except KeyboardInterrupt:
-            out.print("\n[dim]stopped; this turn is undone, what it computed stays cached[/]")
-        except ClientError as error:
-            _say(error)
 
 
 def _command(talk: Conversation, text: str) -> None:
     name, _, rest = text.partition(" ")
     rest = rest.strip()
     if name == "/rewind":
-        if rest and not (rest.isascii() and rest.isdigit()):
-            out.print("[dim]/rewind takes a number of turns[/]")
-            return
-        talk.rewind(int(rest or 1))
-        out.print(f"[dim]{talk.num_turns} turns left[/]")
+        rewind(talk, rest)
     elif name == "/system":
         talk.restart(rest or None)
         out.print("[dim]a new conversation[/]")
     else:
         out.print(_HELP, markup=False)
-
-
-def _say(error: Exception) -> None:
-    err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from radixkv.errors import RadixKVError
+from radixkv.terminal import err, one_turn, out, typed_lines
 
 if TYPE_CHECKING:
     from radixkv.engine import Repository, SamplingParams
 
 __all__ = ["repo"]
 
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
 _SHOWN = 8  # files named one by one
 
 
@@ -49,12 +47,8 @@ def repo(
         if len(tree.skipped) > _SHOWN:
             out.print(f"[dim]left out {len(tree.skipped) - _SHOWN:,} more files[/]")
         for text in _asked(question or [], questions):
-            try:
+            with one_turn(RadixKVError, "what it computed stays cached"):
                 _show_files(tree) if text == "/files" else _answer(tree, text, params)
-            except KeyboardInterrupt:
-                out.print("\n[dim]stopped; what it computed stays cached[/]")
-            except RadixKVError as error:
-                err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
 
 
 def _asked(given: list[str], file: Path | None) -> Iterator[str]:
@@ -67,16 +61,7 @@ def _asked(given: list[str], file: Path | None) -> Iterator[str]:
             yield text
         return
     out.print("[dim]/files lists them in order, Ctrl-C stops an answer, /exit or Ctrl-D leaves[/]")
-    while True:
-        try:
-            text = out.input("[bold green]> [/]").strip()
-        except (EOFError, KeyboardInterrupt):
-            out.print()
-            return
-        if text in ("/exit", "/quit"):
-            return
-        if text:
-            yield text
+    yield from typed_lines()
 
 
 def _answer(tree: Repository, text: str, params: SamplingParams) -> None:

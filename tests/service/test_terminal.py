@@ -239,6 +239,21 @@ def test_an_interrupt_ends_the_answer_at_the_server_and_the_chat_goes_on(server)
         assert server.seen.wait_for(lambda: any("status=499" in line for line in server.lines[seen:]), 60), server.log
 
 
+def test_an_interrupt_ends_an_answer_computed_here_and_the_chat_goes_on(smollm2):
+    with running("chat", "--max-tokens", "400", terminal=True) as screen:
+        at = screen.wait_for(r"Ctrl-D leaves\s+> ")
+        screen.type("Write a very long story about rain.")
+        at = screen.wait_for(r"story about rain\.\s+\w+ \w+", at)
+        screen.interrupt()
+        at = screen.wait_for("stopped; this turn is undone", at)
+        screen.type("/rewind 1")
+        at = screen.wait_for("error: turns=1 is not possible", at)
+        screen.type("/rewind 0")
+        at = screen.wait_for("0 turns left", at)
+        screen.type("/exit")
+        assert screen.leave() == 0
+
+
 def test_a_chat_with_nobody_is_one_line(server):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
