@@ -15,6 +15,10 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
+_GPU_FIELDS = (
+    "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit", "temperature.gpu",
+)  # fmt: skip
+
 
 def provenance(seed: int) -> dict[str, Any]:
     """Where and with what a row was measured."""
@@ -25,10 +29,10 @@ def provenance(seed: int) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": _cores(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("numpy", "torch", "transformers", "triton")},
+        "versions": {name: _version(name) for name in ("numpy", "torch", "transformers", "triton")} | _rivals_installed(),
         "seed": seed,
         "argv": sys.argv[1:],
-    }
+    } | _gpu()
 
 
 def save(bench: str, rows: Sequence[dict[str, Any]], seed: int) -> None:
@@ -73,7 +77,10 @@ def _cell(value: object) -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    except OSError as error:  # a GPU machine without git: hours of results are worth more than the hash
+        return f"unknown: {error}"
     return done.stdout.strip()
 
 
@@ -82,6 +89,33 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _rivals_installed() -> dict[str, str]:
+    found = {name: _version(name) for name in ("flashinfer-python", "flash-attn", "flash-attn-3", "vllm")}
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def _gpu() -> dict[str, Any]:
+    """The GPU that torch uses, as a row's `gpu`; nothing where the benchmark has not imported torch, or there is none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    about = torch.cuda.get_device_properties(torch.cuda.current_device())
+    gpu = {"name": about.name, "memory_bytes": about.total_memory, "cuda": torch.version.cuda}
+    return {"gpu": gpu | _driver_facts(str(getattr(about, "uuid", "")))}
+
+
+def _driver_facts(uuid: str) -> dict[str, str]:
+    """What the driver says of clocks (MHz) and power (W) right after the run; or why it says nothing."""
+    one = [f"--id=GPU-{uuid.removeprefix('GPU-')}"] if uuid else []
+    asked = ["nvidia-smi", *one, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"driver_facts": f"none: {error}"[:200]}
+    values = done.stdout.strip().splitlines()[0].split(", ")
+    return dict(zip(_GPU_FIELDS, values, strict=False))
 
 
 def _cores() -> int:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+HAS_GPU = any(Path("/dev").glob("nvidia[0-9]*"))
+if not HAS_GPU:  # before Triton is imported: its interpreter runs the kernels here
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import radixkv.cache
 import radixkv.tree
@@ -14,11 +20,15 @@ NATIVE = not radixkv.tree.__file__.endswith(".py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what looks inside the source where it is not what runs."""
+    """Skip what looks inside the source where it is not what runs, and what needs a GPU where there is none."""
     if NATIVE:
         for item in items:
             if item.get_closest_marker("pure") is not None:
                 item.add_marker(pytest.mark.skip(reason="looks inside the Python source"))
+    if not HAS_GPU:
+        for item in items:
+            if item.get_closest_marker("gpu") is not None:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 def pytest_report_header() -> str:
