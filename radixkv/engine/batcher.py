@@ -4,6 +4,9 @@
                  ▲                          │
                  └────── plan: preempted ───┘
 
+    step k     plan ─ launch k ─ land k - 1: take its tokens         (a GPU computes k meanwhile)
+    step k     plan ─ launch k ─ land k                              (a CPU: there is nothing to do meanwhile)
+
 scheduler.py decides, executor.py acts; here is who is where, and what happens to a request when something goes wrong.
 """
 
@@ -16,14 +19,13 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
-import torch
-
 from radixkv.cache import CacheStats
 from radixkv.engine.config import EngineConfig
-from radixkv.engine.executor import Executor, Piece
+from radixkv.engine.executor import Executor, Flight
 from radixkv.engine.output import FinishReason
 from radixkv.engine.request import Request
-from radixkv.engine.scheduler import Rules, State, plan
+from radixkv.engine.residence import Part
+from radixkv.engine.scheduler import Plan, Rules, State, level, plan, rank
 from radixkv.errors import DeadlineExceeded, PoolExhausted, QuotaExceeded, RequestInterrupted
 
 __all__ = ["Batcher", "EngineStats"]
@@ -75,17 +77,19 @@ class Batcher:
     """
 
     def __init__(self, executor: Executor, config: EngineConfig) -> None:
+        assert config.prefill_chunk is not None and config.mixed_tokens is not None  # resolved for the device
         self._executor = executor
         self._rules = Rules(
             page_size=config.page_size,
             max_running=config.max_running,
             step_tokens=config.prefill_chunk,
-            mixed_tokens=min(config.mixed_tokens, config.prefill_chunk),
+            mixed_tokens=config.mixed_tokens,
             chunk=config.exact_block if config.exact else 1,
         )
         self._waiting: dict[int, Request] = {}  # both by the id of their job
         self._running: dict[int, Request] = {}  # in order of admission
         self._credits: dict[str, float] = {}
+        self._flight: Flight | None = None  # what has been launched and has not landed
         self._doomed: deque[Request] = deque()  # readers went away; taken off when no step is under way
         self._stepping = False
         self._requests = self._prompt_tokens = self._cached = self._computed = self._generated = 0
@@ -152,6 +156,31 @@ class Batcher:
 
     def _advance(self) -> None:
         self._probe()
+        if self._flight is not None and (not self._executor.ahead or any(map(_structured, self._flight.rows))):
+            self._settle()
+        todo = self._plan()
+        if self._flight is not None and (todo.overdue or todo.preempted):
+            self._settle()  # whoever ends or makes room does so between two tokens
+            todo = self._plan()
+        self._credits = todo.credits
+        for job_id in todo.overdue:
+            self._overdue(self._running.get(job_id) or self._waiting[job_id])
+        for job_id in todo.preempted:
+            self._preempt(self._running[job_id])
+        for job_id in todo.admitted:
+            self._start(self._waiting.pop(job_id))
+        last = self._flight
+        self._compute(
+            [(self._running[share.job_id], share.num_tokens) for share in todo.work if share.job_id in self._running]
+        )
+        if self._flight is last:  # nothing was launched behind it
+            self._settle()
+        for job_id in todo.followers:
+            follower = self._running.get(job_id)
+            if follower is not None:
+                self._guarded(follower, partial(self._executor.attach, follower))
+
+    def _plan(self) -> Plan:
         stats = self._executor.cache.stats()
         state = State(
             waiting=[request.job for request in self._waiting.values()],
@@ -161,20 +190,7 @@ class Batcher:
             now_s=perf_counter(),
             credits=self._credits,
         )
-        todo = plan(state, self._rules)
-        self._credits = todo.credits
-        for job_id in todo.overdue:
-            self._overdue(self._running.get(job_id) or self._waiting[job_id])
-        for job_id in todo.preempted:
-            self._preempt(self._running[job_id])
-        for job_id in todo.admitted:
-            self._start(self._waiting.pop(job_id))
-        self._compute(
-            [(self._running[share.job_id], share.num_tokens) for share in todo.work if share.job_id in self._running]
-        )
-        for job_id in todo.followers:
-            if job_id in self._running:
-                self._guarded([self._running[job_id]], partial(self._each, self._executor.attach))
+        return plan(state, self._rules)
 
     def _probe(self) -> None:
         """Look up those who wait longest unlooked, where somebody may start."""
@@ -193,7 +209,7 @@ class Batcher:
 
     def _start(self, request: Request) -> None:
         self._running[request.job.id] = request
-        self._guarded([request], partial(self._each, self._executor.begin))
+        self._guarded(request, partial(self._executor.begin, request))
 
     def _preempt(self, request: Request) -> None:
         """Put a running request back in the queue; it will begin again from what it has published."""
@@ -204,14 +220,14 @@ class Batcher:
         self._preemptions += 1
 
     def _overdue(self, request: Request) -> None:
-        self._fail([request], DeadlineExceeded(float(request.options.deadline_s or 0), len(request.output)))
+        self._fail(request, DeadlineExceeded(float(request.options.deadline_s or 0), len(request.output)))
 
     # -- compute ------------------------------------------------------------------------------------------------------
 
     def _compute(self, shares: Sequence[tuple[Request, int]]) -> None:
         """Give each request its tokens of a step. Those for whom no page is left end or make room, and only they."""
-        ready = [(request, count) for request, count in shares if request.view and self._reserve(request, count)]
-        ready = [(request, min(count, request.num_tokens - request.position)) for request, count in ready if request.view]
+        ready = [(request, count) for request, count in shares if request.begun and self._reserve(request, count)]
+        ready = [(request, min(count, request.num_tokens - request.position)) for request, count in ready if request.begun]
         if not ready:
             return
         for batch in self._executor.batches(ready):
@@ -220,22 +236,26 @@ class Batcher:
     def _reserve(self, request: Request, count: int) -> bool:
         """Get pages for the next tokens, from others who rank lower if need be. Where that fails, this request ends."""
         stop = min(request.position + count, request.num_tokens)
-        if request.position < len(request.prompt):
+        if request.position < request.num_prompt:
             stop = request.num_tokens  # of all the prompt at once: a prefill does not run dry half way
         while True:
             try:
                 self._executor.reserve(request, stop)
             except (PoolExhausted, QuotaExceeded) as error:
+                if self._flight is not None:  # who ends with it makes room
+                    self._settle()
+                    if request.begun:
+                        continue
+                    return False
                 victim = self._victim(request, error)
                 if victim is None:
                     log.warning("request ended: %s", error)
-                    self._fail([request], error)
+                    self._fail(request, error)
                     return False
                 self._preempt(victim)
                 if victim is request:
                     return False
             else:
-                self._executor.note(request)
                 return True
 
     def _victim(self, request: Request, error: PoolExhausted | QuotaExceeded) -> Request | None:
@@ -248,57 +268,100 @@ class Batcher:
         return min(holders, key=self._rank)
 
     def _rank(self, request: Request) -> tuple[float, ...]:
-        """Who makes room first has the smallest, as the scheduler has it: a tenant in debt, low priority, late arrival."""
+        """The scheduler's own order of who makes room."""
         job = request.job
-        return (self._credits.get(job.tenant, 0.0) > 0, job.priority, -job.arrived_s, -job.id)
+        highest = max(other.job.priority for other in (*self._running.values(), *self._waiting.values()))
+        return rank(job, level(job, highest, perf_counter(), self._rules), self._credits.get(job.tenant, 0.0))
 
-    def _forward(self, batch: Sequence[Piece]) -> None:
-        """One forward pass; where it fails, each request's part is tried alone, and who fails then ends."""
-        requests = [piece.request for piece in batch]
+    def _forward(self, batch: list[Part]) -> None:
+        """Launch a pass, and land the one before. Where it fails, each part is tried alone, and who fails then ends."""
         try:
-            logits = self._executor.forward(batch)
+            flight = self._executor.launch(batch, self._flight)
         except Exception as error:
+            self._settle()
             if len(batch) == 1:
                 log.warning("request ended: %s", error)
-                self._fail(requests, error)
+                self._fail(batch[0].request, error)
                 return
             log.warning("a step of %d requests failed (%s); each is tried alone", len(batch), error)
-            for piece in batch:
-                self._forward([piece])
+            for part in batch:
+                if part.request.begun:
+                    self._forward([Part(part.request, part.stop)])
             return
         except BaseException:
-            self._fail(requests, RequestInterrupted())
+            for part in batch:
+                self._fail(part.request, RequestInterrupted())
             raise
-        rows = iter(logits)
-        for piece in batch:
-            row = next(rows) if piece.wants_logits else None
-            self._guarded([piece.request], partial(self._take, piece, row))
+        last, self._flight = self._flight, flight
+        for part in batch:
+            if part.source < 0:
+                self._guarded(part.request, partial(self._publish, part))
+        if self._executor.ahead:
+            self._land(last)
+        else:
+            self._settle()
 
-    def _take(self, piece: Piece, logits: torch.Tensor | None, _: Sequence[Request]) -> None:
-        """One request's part of a step, once it is computed: publish, and choose its next token."""
-        request = piece.request
-        ended = piece.stop == request.num_tokens
-        self._executor.advance(piece)
+    def _publish(self, part: Part) -> None:
+        self._executor.publish(part.request, part.stop)
+        self._executor.note(part.request)
+
+    def _settle(self) -> None:
+        """Land what is under way."""
+        flight, self._flight = self._flight, None
+        self._land(flight)
+
+    def _land(self, flight: Flight | None) -> None:
+        """Take the tokens of a flight, as soon as they are known. Requests that have ended meanwhile need them no more."""
+        if flight is None:
+            return
+        try:
+            self._executor.land(flight)
+        except Exception as error:
+            log.warning("%d requests end: %s", len(flight.parts), error)
+            for part in flight.parts:
+                self._fail(part.request, error)
+            return
+        except BaseException:
+            for part in flight.parts:
+                self._fail(part.request, RequestInterrupted())
+            raise
+        row, interrupt = 0, None
+        for part in flight.parts:
+            try:
+                if not part.request.finished:
+                    self._guarded(part.request, partial(self._take, part, flight, row))
+            except BaseException as error:  # a flight lands whole, or tokens would be lost: the interrupt waits for that
+                interrupt = error
+            row += part.wants_logits
+        if interrupt is not None:
+            raise interrupt
+
+    def _take(self, part: Part, flight: Flight, row: int) -> None:
+        """One request's part of a step, once it is computed: publish what is not yet, and take its next token."""
+        request = part.request
+        if part.source >= 0:
+            self._executor.publish(request, part.stop)
         reason: FinishReason | None = None
-        if logits is not None:
-            reason = request.accept(logits)
-        elif ended:
+        if part.wants_logits:
+            assert flight.choice is not None
+            token_id, logprob = flight.choice.read(row)
+            request.pending -= 1
+            reason = request.accept(token_id, logprob)
+        elif part.is_last:
             reason = "length"  # max_tokens is 0: the prompt was all there was to do
         self._executor.note(request)
         if reason is not None:
             self._finish(request, reason)
-
-    @staticmethod
-    def _each(act: Callable[[Request], None], batch: Sequence[Request]) -> None:
-        for request in batch:
-            act(request)
 
     # -- end ----------------------------------------------------------------------------------------------------------
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         completion = request.complete(reason)
         if reason != "cancelled":
-            self._executor.retain(request, completion)
+            try:
+                self._executor.retain(request, completion)
+            except Exception as error:  # how long to keep it is no part of the answer
+                log.warning("an answer is kept without its retention: %s: %s", type(error).__name__, error)
         self._end(request)
         request.finish(completion)
 
@@ -314,25 +377,24 @@ class Batcher:
         self._recomputed += request.recomputed
         self._generated += len(request.output)
 
-    def _guarded(self, batch: Sequence[Request], act: Callable[[Sequence[Request]], None]) -> None:
-        """Run one action; if it fails, the requests in it fail and all others go on.
+    def _guarded(self, request: Request, act: Callable[[], None]) -> None:
+        """Do something for a request; if it fails, this request fails and all others go on.
 
-        An interrupt goes on to whoever drives the engine; the requests it caught in the middle of a step end with it.
+        An interrupt goes on to whoever drives the engine; the request it caught ends with it.
         """
         try:
-            act(batch)
+            act()
         except Exception as error:
-            log.warning("%d requests end: %s", len(batch), error)
-            self._fail(batch, error)
+            log.warning("request ended: %s", error)
+            self._fail(request, error)
         except BaseException:
-            self._fail(batch, RequestInterrupted())
+            self._fail(request, RequestInterrupted())
             raise
 
-    def _fail(self, batch: Sequence[Request], error: Exception) -> None:
-        for request in batch:
-            if not request.finished:
-                self._end(request)
-                request.error = error
+    def _fail(self, request: Request, error: Exception) -> None:
+        if not request.finished:
+            self._end(request)
+            request.error = error
 
     def reap(self) -> None:
         """End the doomed, unless a step is under way, which does it at its end."""
@@ -340,3 +402,9 @@ class Batcher:
             request = self._doomed.popleft()
             if not request.finished:
                 self._finish(request, "cancelled")
+        if self._flight is not None and not (self._stepping or self.busy):
+            self._settle()  # nobody waits for it, and nothing will be launched behind it
+
+
+def _structured(request: Request) -> bool:
+    return request.structured

@@ -13,8 +13,11 @@ from transformers import PreTrainedModel
 from radixkv.cache import PrefixCache
 from radixkv.engine import models
 from radixkv.engine.attention import ATTENTION
+from radixkv.engine.compiling import fuse_projections
 from radixkv.engine.config import EngineConfig
 from radixkv.engine.cpu import best_cpu_dtype, prepare_for_cpu
+from radixkv.engine.paged import PagedRunner
+from radixkv.engine.residence import InPages, InViews, Residence
 from radixkv.engine.runner import ModelRunner
 from radixkv.engine.tokenizer import Tokenizer
 from radixkv.errors import ConfigError
@@ -25,6 +28,7 @@ __all__ = ["EngineParts", "build", "build_random"]
 log = logging.getLogger("radixkv.engine")
 
 _CPU_FRACTION, _CUDA_FRACTION = 0.25, 0.85
+_IDLE_CONTEXTS, _IDLE_SHARE = 2, 0.25  # idle working views hold at most so many contexts, and this share of the pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class EngineParts:
 
     name: str
     config: EngineConfig
-    runner: ModelRunner
+    residence: Residence
     store: DeviceStore
     cache: PrefixCache
     tokenizer: Tokenizer | None
@@ -44,10 +48,12 @@ class EngineParts:
 def build(name: str, config: EngineConfig) -> EngineParts:
     """Load a model and put an engine around it."""
     device, dtype = _device(config), _dtype(config)
+    config = config.resolved(device.type)
     _set_threads(config)
-    folder = models.resolve_model(name)
+    in_pages = _in_pages(config, device)
+    folder = models.resolve_model(name, in_pages=in_pages)
     tokenizer = Tokenizer(folder.path)
-    model = models.load_model(folder, dtype=dtype, device=device, attn_implementation=ATTENTION)
+    model = models.load_model(folder, dtype=dtype, device=device, attn_implementation=ATTENTION, in_pages=in_pages)
     fingerprint = models.fingerprint(folder, dtype=dtype, extra=_variant(config))
     return _assemble(name, config, model, device, dtype, fingerprint, tokenizer)
 
@@ -55,9 +61,16 @@ def build(name: str, config: EngineConfig) -> EngineParts:
 def build_random(model_config: Any, seed: int, config: EngineConfig, tokenizer: Tokenizer | None = None) -> EngineParts:
     """Make a model of random weights and put an engine around it."""
     device, dtype = _device(config), _dtype(config)
+    config = config.resolved(device.type)
     _set_threads(config)
     model, fingerprint = models.random_model(
-        model_config, dtype=dtype, device=device, attn_implementation=ATTENTION, seed=seed, extra=_variant(config)
+        model_config,
+        dtype=dtype,
+        device=device,
+        attn_implementation=ATTENTION,
+        seed=seed,
+        extra=_variant(config),
+        in_pages=_in_pages(config, device),
     )
     return _assemble(f"random {model_config.model_type}", config, model, device, dtype, fingerprint, tokenizer)
 
@@ -84,6 +97,10 @@ def _assemble(
             log.info("cpu: %s", note)
     elif config.weights != "native":
         raise ConfigError("weights", config.weights, "native on a GPU")
+    else:
+        for note in fuse_projections(model):
+            log.info("cuda: %s", note)
+        torch.cuda.empty_cache()  # what held the parts, before the pool takes its share of what is free
     free_bytes = _free_bytes(device)
     default = _CPU_FRACTION if device.type == "cpu" else _CUDA_FRACTION
     fraction = default if config.pool_fraction is None else config.pool_fraction
@@ -95,16 +112,35 @@ def _assemble(
         raise ConfigError("max_context", config.max_context, f"at most {longest}, what the model was made for")
     eos = tokenizer.eos_ids if tokenizer is not None else models.eos_ids(model)
     log.info("%s: %d pages of %d tokens, %.2f GB", name, num_pages, config.page_size, num_pages * shape.page_bytes / 1e9)
+    store = DeviceStore(shape, num_pages, device)
+    cache = PrefixCache(num_pages, config.page_size, policy=config.policy, fingerprint=fingerprint)
+    context = config.max_context or longest
     return EngineParts(
         name=name,
         config=config,
-        runner=ModelRunner(model, device),
-        store=DeviceStore(shape, num_pages, device),
-        cache=PrefixCache(num_pages, config.page_size, policy=config.policy, fingerprint=fingerprint),
+        residence=_residence(config, model, store, cache, context),
+        store=store,
+        cache=cache,
         tokenizer=tokenizer,
         eos_ids=eos,
-        max_context=config.max_context or longest,
+        max_context=context,
     )
+
+
+def _residence(
+    config: EngineConfig, model: PreTrainedModel, store: DeviceStore, cache: PrefixCache, max_context: int
+) -> Residence:
+    """Where running requests keep their KV: in the pages where kernels read them in place, else in views."""
+    device = store.kv.device
+    if _in_pages(config, device):
+        graphs, compiled = (wanted and device.type == "cuda" for wanted in (config.graphs, config.compile))
+        return InPages(PagedRunner(model, store, device, graphs=graphs, compile=compiled), store)
+    max_idle = min(_IDLE_CONTEXTS * max_context, int(store.num_pages * config.page_size * _IDLE_SHARE))
+    return InViews(ModelRunner(model, device), store, cache, max_idle)
+
+
+def _in_pages(config: EngineConfig, device: torch.device) -> bool:
+    return device.type == "cuda" if config.attention == "auto" else config.attention == "pages"
 
 
 def _variant(config: EngineConfig) -> str:

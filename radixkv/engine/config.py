@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Literal
 
@@ -10,6 +10,8 @@ from radixkv.errors import ConfigError
 from radixkv.policies import POLICIES
 
 __all__ = ["EngineConfig", "is_count", "is_number"]
+
+_STEP_TOKENS = {"cpu": (2048, 512), "cuda": (8192, 4096)}  # by device: alone, and where somebody decodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,10 @@ class EngineConfig:
         dtype: of weights and KV; "auto" is bfloat16 where the hardware multiplies it natively, else float32.
         device: "cpu", "cuda", "cuda:1"; "auto" takes a GPU where there is one.
         max_context: longest prompt plus answer; None is what the model was made for.
-        prefill_chunk: tokens of a step in which nobody decodes; a last chunk of a prompt may be half as long again.
-        mixed_tokens: tokens of a step in which somebody decodes: fewer let everybody's next token come sooner.
+        prefill_chunk: tokens of a step in which nobody decodes; a last chunk of a prompt may be half as long again. None is
+            2,048 on a CPU and 8,192 on a GPU.
+        mixed_tokens: tokens of a step in which somebody decodes: fewer let everybody's next token come sooner. None is 512
+            on a CPU and 4,096 on a GPU.
         max_running: requests that run together.
         max_waiting: requests that a server lets wait for a place; one more is refused with `QueueFull`.
         cache: reuse prefixes. Off, nothing is looked up or kept.
@@ -35,6 +39,10 @@ class EngineConfig:
         policy: the eviction policy.
         weights: "native", or "int8" weights on a CPU: half the memory traffic, and answers that differ a little.
         num_threads: CPU threads; None is what torch finds.
+        attention: "pages" reads and writes pages in place, with kernels on a GPU; "views" gives each running request a
+            contiguous copy, which is faster on a CPU; "auto" is pages on a GPU.
+        graphs: replay small steps as CUDA graphs.
+        compile: let `Engine.warm_up` compile the decoder layers for a GPU.
     """
 
     page_size: int = 16
@@ -44,8 +52,8 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = "auto"
     max_context: int | None = None
-    prefill_chunk: int = 2048
-    mixed_tokens: int = 512
+    prefill_chunk: int | None = None
+    mixed_tokens: int | None = None
     max_running: int = 16
     max_waiting: int = 256
     cache: bool = True
@@ -54,12 +62,15 @@ class EngineConfig:
     policy: str = "lru"
     weights: Literal["native", "int8"] = "native"
     num_threads: int | None = None
+    attention: Literal["auto", "pages", "views"] = "auto"
+    graphs: bool = True
+    compile: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("page_size", "prefill_chunk", "mixed_tokens", "max_running", "max_waiting", "exact_block"):
+        for name in ("page_size", "max_running", "max_waiting", "exact_block"):
             if not (is_count(getattr(self, name)) and getattr(self, name) >= 1):
                 raise ConfigError(name, getattr(self, name), "a whole number, at least 1")
-        for name in ("num_pages", "pool_bytes", "max_context", "num_threads"):
+        for name in ("num_pages", "pool_bytes", "prefill_chunk", "mixed_tokens", "max_context", "num_threads"):
             value = getattr(self, name)
             if value is not None and not (is_count(value) and value >= 1):
                 raise ConfigError(name, value, "a whole number, at least 1, or None")
@@ -73,8 +84,16 @@ class EngineConfig:
             raise ConfigError("dtype", self.dtype, "auto, float32, float16 or bfloat16")
         if self.weights not in ("native", "int8"):
             raise ConfigError("weights", self.weights, "native or int8")
+        if self.attention not in ("auto", "pages", "views"):
+            raise ConfigError("attention", self.attention, "auto, pages or views")
         if self.policy not in POLICIES:
             raise ConfigError("policy", self.policy, f"one of {', '.join(sorted(POLICIES))}")
+
+    def resolved(self, device_type: str) -> EngineConfig:
+        """The same with what is left to the device filled in."""
+        chunk, mixed = _STEP_TOKENS[device_type]
+        chunk = self.prefill_chunk if self.prefill_chunk is not None else chunk
+        return replace(self, prefill_chunk=chunk, mixed_tokens=min(self.mixed_tokens or mixed, chunk))
 
 
 def is_count(value: object) -> bool:

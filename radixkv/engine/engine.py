@@ -13,8 +13,10 @@ takes another with it.
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from threading import Lock, RLock
 from typing import Any
@@ -28,6 +30,7 @@ from radixkv.engine.config import EngineConfig
 from radixkv.engine.executor import Executor
 from radixkv.engine.options import RequestOptions
 from radixkv.engine.output import Chunk, Completion
+from radixkv.engine.paged import PagedRunner
 from radixkv.engine.repository import Repository
 from radixkv.engine.request import Request
 from radixkv.engine.runner import ModelRunner
@@ -269,13 +272,14 @@ class Engine:
             namespace_key=self.cache.namespace_key(options.namespace),
             cursor=cursor,
             use_cache=self._use_cache(options.cache),
+            in_pages=self._executor.residence.in_pages,
             tokenizer=self._tokenizer,
             max_context=self.max_context,
             eos_ids=self._eos_ids,
             matcher=self._matcher(params),
         )
         num_pages = -(-request.capacity // self.config.page_size)
-        if request.use_cache and num_pages > self.store.num_pages:
+        if request.job.paged and num_pages > self.store.num_pages:
             raise RequestTooLarge(num_pages, self.store.num_pages)
         return request
 
@@ -329,13 +333,31 @@ class Engine:
         return self._executor.store
 
     @property
-    def runner(self) -> ModelRunner:
+    def runner(self) -> ModelRunner | PagedRunner:
         """The model."""
-        return self._executor.runner
+        return self._executor.residence.runner
 
     @runner.setter
-    def runner(self, runner: ModelRunner) -> None:
-        self._executor.runner = runner
+    def runner(self, runner: ModelRunner | PagedRunner) -> None:
+        self._executor.residence.runner = runner
+
+    def warm_up(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """On a GPU, compile the layers and capture the graphs of small steps; requests may run meanwhile, more slowly.
+
+        Then all objects that live by now are taken out of the sight of Python's garbage collector (`gc.freeze`), which else
+        stops everything for half a second now and then to look through libraries that never go away.
+
+        Cost: seconds to minutes; nothing on a CPU.
+
+        Args:
+            progress: called with ("compile" or "graphs", done, in all).
+        """
+        self._require_open()
+        if isinstance(self.runner, PagedRunner):
+            self.runner.warm_up(progress)
+            gc.collect()
+            gc.freeze()
+            atexit.register(gc.unfreeze)  # or what was frozen would be reported as leaked
 
     # -- look at ------------------------------------------------------------------------------------------------------
 
@@ -352,6 +374,7 @@ class Engine:
             self._batcher.cancel_all()
             self._closed = True
             self._executor.close()
+            gc.unfreeze()
 
     def __enter__(self) -> Engine:
         return self

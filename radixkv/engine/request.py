@@ -38,13 +38,16 @@ class Request:
     """The state of one request. Owned by the engine, changed under its lock.
 
     Attributes:
-        prompt: its tokens.
+        prompt, num_prompt: its tokens, and how many.
         options: what it asks of cache and scheduler.
         cursor: a conversation's place in the cache, if it has one.
         job: what the scheduler sees of it.
         lease: its claim on pages; None before it starts, and when it does not use the cache.
-        view: its working view, while it runs.
-        position: tokens whose KV is in the view.
+        view: its working view, while it runs and has one.
+        page_table: its page ids while it runs in pages, and the state of the lease that they are from.
+        begun: whether it runs: it has a place for its KV.
+        position: tokens whose KV is written, or is being written by a step that is under way.
+        pending: tokens that steps under way choose for it.
         cached, computed: prompt tokens that came from the cache, and that went through the model: each is counted once.
         written: prompt tokens that it published.
         recomputed: tokens that went through the model again after a preemption.
@@ -62,12 +65,14 @@ class Request:
         namespace_key: bytes,
         cursor: Cursor | None,
         use_cache: bool,
+        in_pages: bool,
         tokenizer: Tokenizer | None,
         max_context: int,
         eos_ids: frozenset[int],
         matcher: Matcher | None = None,
     ) -> None:
         self.prompt = prompt
+        self.num_prompt = len(prompt)
         self.params = params
         self.options = options
         self.cursor = cursor
@@ -76,6 +81,9 @@ class Request:
         self.stop_ids = params.stop_token_ids | (frozenset() if params.ignore_eos else eos_ids)
         self.lease: Lease | None = None
         self.view: WorkingView | None = None
+        self.page_table: tuple[tuple[int, int], npt.NDArray[np.int32]] | None = None
+        self.begun = False
+        self.pending = 0
         self.position = self.cached = self.computed = self.written = self.recomputed = 0
         self.output: list[int] = []
         self.logprobs: list[TokenLogprob] = []
@@ -101,7 +109,7 @@ class Request:
             priority=options.priority,
             affinity=options.affinity,
             arrived_s=self._started,
-            paged=use_cache,
+            paged=use_cache or in_pages,
         )
         if options.deadline_s is not None:
             self.job.deadline_at_s = self._started + options.deadline_s
@@ -112,23 +120,28 @@ class Request:
         return len(self.prompt) + max(self.max_output - 1, 0)
 
     @property
+    def num_known(self) -> int:
+        """Tokens of the sequence whose ids are known: prompt and generated."""
+        return self.num_prompt + len(self.output)
+
+    @property
     def num_tokens(self) -> int:
-        """Tokens of the sequence: prompt and generated."""
-        return len(self.prompt) + len(self.output)
+        """Tokens of the sequence, those that a step under way chooses counted in."""
+        return self.num_prompt + len(self.output) + self.pending
+
+    @property
+    def complete_after_pending(self) -> bool:
+        """Whether nothing is left to compute once the steps under way are done."""
+        return len(self.output) + self.pending >= self.max_output and self.position >= self.num_prompt
 
     @property
     def finished(self) -> bool:
         """Whether it has ended, well or not."""
         return self.completion is not None or self.error is not None
 
-    @property
-    def prefilled(self) -> bool:
-        """Whether the whole prompt was computed or found at some time."""
-        return self._reached >= len(self.prompt)
-
     def tokens(self, start: int, stop: int) -> npt.NDArray[np.int32]:
         """[stop - start] tokens of the sequence. Cost: O(them)."""
-        split = len(self.prompt)
+        split = self.num_prompt
         if stop <= split:
             return self.prompt.array[start:stop]
         generated = np.array(self.output[max(start - split, 0) : stop - split], np.int32)
@@ -136,7 +149,7 @@ class Request:
 
     def move(self, position: int, *, computed: bool) -> None:
         """The view now reaches to `position`: count the prompt tokens that are new, and those computed again."""
-        fresh = max(min(position, len(self.prompt)) - self._reached, 0)
+        fresh = max(min(position, self.num_prompt) - self._reached, 0)
         if computed:
             self.computed += fresh
             self.recomputed += max(min(position, self._reached) - self.position, 0)
@@ -145,14 +158,22 @@ class Request:
         self.position = position
         self._reached = max(self._reached, position)
 
-    def accept(self, logits: torch.Tensor) -> FinishReason | None:
-        """Choose the next token from `logits` [V]; returns why the answer ends with it, or None."""
+    def sampler(self, logits: torch.Tensor) -> Sampler:
+        """What chooses its tokens from logits like these [.., V]."""
         if self._sampler is None:
             self._sampler = Sampler(
                 self.params, logits.shape[-1], logits.device, end_ids=self.stop_ids, matcher=self._matcher
             )
-            self._sampler.note(torch.from_numpy(self.prompt.array.astype(np.int64)).to(logits.device))
-        token_id, logprob = self._sampler.choose(logits)
+            self._sampler.note(torch.from_numpy(self.prompt.array.astype(np.int64)))
+        return self._sampler
+
+    @property
+    def structured(self) -> bool:
+        """Whether its next token cannot be chosen before the last one is known."""
+        return self._matcher is not None
+
+    def accept(self, token_id: int, logprob: TokenLogprob | None) -> FinishReason | None:
+        """Take the next token; returns why the answer ends with it, or None."""
         if self._first is None:
             self._first = perf_counter()
         self.output.append(token_id)
@@ -170,6 +191,7 @@ class Request:
             return "stop"
         if len(self.output) < self.max_output:
             return None
+        assert self._sampler is not None
         whole = self.params.structure is not None and self._sampler.accepting  # only the end token found no room
         return "stop" if whole else "length"
 

@@ -19,7 +19,7 @@ from radixkv.engine.sampling import SamplingParams
 from radixkv.engine.structure import Matcher
 from radixkv.errors import StructureError
 
-__all__ = ["Sampler", "TokenLogprob"]
+__all__ = ["Pick", "Sampler", "TokenLogprob"]
 
 _NEVER = float("-inf")
 
@@ -31,6 +31,19 @@ class TokenLogprob:
     token_id: int
     logprob: float
     top: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A token that a device has picked or is about to.
+
+    Attributes:
+        token: [1] int64.
+        report: its log probability [1], and the likeliest tokens' [k] with their ids [k]; None where nobody asked.
+    """
+
+    token: torch.Tensor
+    report: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
 
 
 class Sampler:
@@ -69,8 +82,16 @@ class Sampler:
         self._counts = torch.zeros(vocab_size, device=device) if counted else None
         self._bias = _bias(params, vocab_size, device)
         ends = [token_id for token_id in sorted(end_ids) if 0 <= token_id < vocab_size] if params.min_tokens else []
-        self._ends = torch.tensor(ends, dtype=torch.int64, device=device)
+        self._ends = torch.tensor(ends, dtype=torch.int64)
+        if ends:
+            self._ends = self._ends.to(device)
         self._chosen = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it takes the likeliest token and nothing else matters: many such rows are one argmax."""
+        nothing = self._seen is None and self._counts is None and self._bias is None and self._matcher is None
+        return nothing and self.params.greedy and not self._ends.numel() and self.params.logprobs is None
 
     @property
     def accepting(self) -> bool:
@@ -80,30 +101,48 @@ class Sampler:
     def note(self, token_ids: torch.Tensor) -> None:
         """Tell of tokens [n] in the prompt, for the repetition penalty."""
         if self._seen is not None:
-            self._seen[token_ids] = True
+            self._seen[token_ids.to(self._seen.device)] = True
 
     def choose(self, logits: torch.Tensor) -> tuple[int, TokenLogprob | None]:
-        """Pick a token from `logits` [V].
+        """Pick a token from `logits` [V], and read which it is.
 
         Cost:    O(V), O(V log V) with top-p.
 
         Raises:
             StructureError: the structure leaves no token, or none that `logit_bias` does not forbid.
         """
+        return self.read(self.pick(logits))
+
+    def pick(self, logits: torch.Tensor) -> Pick:
+        """Pick a token from `logits` [V]; a device is told to, and not waited for, unless there is a structure to keep.
+
+        Raises:
+            StructureError: as `choose`.
+        """
         scores = logits.float()
         adjusted = self._forbid(self._weigh(scores))
-        token_id = int(adjusted.argmax() if self.params.greedy else self._draw(adjusted))
-        self._advance(token_id)
-        return token_id, None if self.params.logprobs is None else self._report(scores, token_id)
-
-    def _advance(self, token_id: int) -> None:
+        token = (adjusted.argmax() if self.params.greedy else self._draw(adjusted)).reshape(1)
         self._chosen += 1
         if self._seen is not None:
-            self._seen[token_id] = True
+            self._seen[token] = True
         if self._counts is not None:
-            self._counts[token_id] += 1
+            self._counts[token] += 1
+        return Pick(token, None if self.params.logprobs is None else self._report(scores, token))
+
+    def read(self, pick: Pick, token_id: int | None = None) -> tuple[int, TokenLogprob | None]:
+        """Follow the answer's structure with a pick.
+
+        Args:
+            pick: from `pick`.
+            token_id: its token, if it is known; None waits for the device to have picked it.
+        """
+        token_id = int(pick.token) if token_id is None else token_id
         if self._matcher is not None:
             self._matcher.advance(token_id)
+        if pick.report is None:
+            return token_id, None
+        own, values, index = (part.tolist() for part in pick.report)
+        return token_id, TokenLogprob(token_id, own[0], dict(zip(index, values, strict=True)))
 
     def _weigh(self, scores: torch.Tensor) -> torch.Tensor:
         """Make tokens likelier or less likely."""
@@ -142,12 +181,13 @@ class Sampler:
         probabilities = scores.softmax(-1)
         if params.min_p > 0:
             probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0)
-        return torch.multinomial(probabilities, 1, generator=self._generator)
+        # As torch.multinomial does it for one draw, whose checks would wait for the device.
+        race = torch.empty_like(probabilities).exponential_(1, generator=self._generator)
+        return (probabilities / race).argmax()
 
-    def _report(self, scores: torch.Tensor, token_id: int) -> TokenLogprob:
+    def _report(self, scores: torch.Tensor, token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logprobs = scores.log_softmax(-1)
-        values, index = logprobs.topk(self.params.logprobs or 0)
-        return TokenLogprob(token_id, float(logprobs[token_id]), dict(zip(index.tolist(), values.tolist(), strict=True)))
+        return logprobs[token], *logprobs.topk(self.params.logprobs or 0)
 
 
 def _bias(params: SamplingParams, vocab_size: int, device: torch.device) -> torch.Tensor | None:

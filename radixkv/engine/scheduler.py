@@ -28,7 +28,7 @@ from math import inf
 
 from radixkv.prefix import TOKEN_BYTES, common_prefix_bytes
 
-__all__ = ["Job", "Plan", "Rules", "Share", "State", "plan"]
+__all__ = ["Job", "Plan", "Rules", "Share", "State", "level", "plan", "rank"]
 
 
 @dataclass(slots=True, eq=False)
@@ -187,6 +187,19 @@ def plan(state: State, rules: Rules) -> Plan:
     )
 
 
+def level(job: Job, highest: int, now_s: float, rules: Rules) -> int:
+    """A job's priority, raised by its age, up to the highest of all jobs.
+
+    While it runs too, or whom it has overtaken would preempt it at once.
+    """
+    return min(job.priority + int((now_s - job.arrived_s) / rules.rise_s), highest)
+
+
+def rank(job: Job, job_level: int, credit: float) -> tuple[float, ...]:
+    """Who makes room first has the smallest: a tenant in debt, a low level, then late arrival."""
+    return (credit > 0, job_level, -job.arrived_s, -job.id)
+
+
 class _Notes:
     """What is noted down while one plan is made."""
 
@@ -230,7 +243,7 @@ class _Notes:
     def follow(self) -> None:
         """Who has its prefix computed by an earlier one waits for that; the others line up for what is left of the step."""
         for job in self.running:
-            if job.id not in self.work:
+            if job.id not in self.work and job.remaining:  # else its last token is being chosen
                 if (ahead := self._ahead(job)) > job.position:
                     self.followers[job.id] = ahead
                 else:
@@ -320,12 +333,10 @@ class _Notes:
         )
 
     def _level(self, job: Job) -> int:
-        """Its priority, raised by its age: while it runs too, or whom it has overtaken would preempt it at once."""
-        return min(job.priority + int((self.now_s - job.arrived_s) / self.rules.rise_s), self.highest)
+        return level(job, self.highest, self.now_s, self.rules)
 
     def _rank(self, job: Job) -> tuple[float, ...]:
-        """Who is preempted first has the smallest: a tenant in debt, a low level, then late arrival."""
-        return (self.credits[job.tenant] > 0, self._level(job), -job.arrived_s, -job.id)
+        return rank(job, self._level(job), self.credits[job.tenant])
 
     def _ordered(self, jobs: Iterable[Job]) -> list[Job]:
         """The queue, whose turn it is last."""

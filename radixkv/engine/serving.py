@@ -210,7 +210,10 @@ class AsyncEngine:
             self._answers.clear()
         finally:
             self._closing = True
-            self.engine.close()
+            try:
+                self.engine.close()
+            except Exception:  # of a device that has failed: whoever waits for the end must still hear of it
+                log.exception("the engine's memory could not be given back")
             self._hand_out()
             self._tell(self._gone.set_result, None)
 

@@ -133,6 +133,10 @@ class ViewPool:
         while sum(view.capacity for view in self._idle) > self._max_idle_tokens:
             self._idle.pop(0)
 
+    def clear(self) -> None:
+        """Give back the memory of idle views."""
+        self._idle.clear()
+
     def _make(self, capacity: int) -> WorkingView:
         shape = self._store.shape
         rounded = -(-capacity * 5 // 4 // _GRAIN) * _GRAIN

@@ -81,12 +81,21 @@ def serve(
     weights: Annotated[str | None, typer.Option(help="native, or int8 on a CPU.", rich_help_panel=_ENGINE)] = None,
     enable_prefix_caching: Annotated[bool | None, typer.Option(help="Reuse prefixes.", rich_help_panel=_ENGINE)] = None,
     prefill_chunk: Annotated[
-        int | None, typer.Option(help="Prompt tokens computed in one step.", rich_help_panel=_ENGINE)
+        int | None, typer.Option(help="Tokens of a step in which nobody decodes.", rich_help_panel=_ENGINE)
     ] = None,
     mixed_tokens: Annotated[
         int | None, typer.Option(help="Tokens of a step in which somebody decodes.", rich_help_panel=_ENGINE)
     ] = None,
     num_threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_ENGINE)] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="pages, views, or auto: pages on a GPU.", rich_help_panel=_ENGINE)
+    ] = None,
+    graphs: Annotated[
+        bool | None, typer.Option(help="On a GPU, replay small steps as CUDA graphs.", rich_help_panel=_ENGINE)
+    ] = None,
+    compile: Annotated[  # noqa: A002
+        bool | None, typer.Option(help="On a GPU, compile the layers after the start.", rich_help_panel=_ENGINE)
+    ] = None,
 ) -> None:
     """Serve a model over HTTP, in OpenAI's form. What is not given here is read from RADIXKV_..., or has its default."""
     given = dict(locals())

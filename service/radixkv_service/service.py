@@ -2,6 +2,8 @@
 
 loading ──▶ ok ──▶ draining ──▶ closed
    └──▶ failed ◀──┘ (the model cannot be loaded; the engine's thread ended)
+
+On a GPU the loader goes on once the model is there: it compiles layers and captures graphs while requests are answered.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from threading import Thread
-from time import time
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from radixkv.errors import ChatTemplateMissing
@@ -32,6 +34,8 @@ __all__ = ["Cancellable", "Service", "Status"]
 log = logging.getLogger("radixkv.service")
 
 Status = Literal["loading", "ok", "draining", "failed"]
+
+_STAGES = {"compile": "compiling layers", "graphs": "capturing CUDA graphs"}
 
 
 class Cancellable(Protocol):
@@ -91,7 +95,7 @@ class Service:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Load the model in the background; `status` says how far it is."""
+        """Load the model in the background, then warm it up; `status` says whether it is loaded."""
         loop = asyncio.get_running_loop()
 
         def load() -> None:
@@ -107,10 +111,21 @@ class Service:
                 _call(loop, self._fail)
             else:
                 _call(loop, self._loaded, engine, transcripts)
+                self._warm_up(engine)
 
-        # NOTE: a daemon, since loading cannot be interrupted, and a server that is told to end should not wait for it.
+        # NOTE: a daemon, since neither can be interrupted, and a server that is told to end should not wait for it.
         self._loader = Thread(target=load, name="radixkv-loader", daemon=True)
         self._loader.start()
+
+    def _warm_up(self, engine: Engine) -> None:
+        """On the loader's thread: make steps faster, which takes long. No request waits for it, or needs it."""
+        try:
+            engine.warm_up(_Stages())
+        except Exception as error:
+            if self.status in ("draining", "failed"):
+                log.debug("the server ended while it warmed up: %s", error)
+            else:
+                log.warning("warming up failed, so requests are answered more slowly than they might be: %s", error)
 
     def _loaded(self, engine: Engine, transcripts: Transcripts | None) -> None:
         from radixkv.engine.serving import AsyncEngine
@@ -161,7 +176,7 @@ class Service:
 
     @property
     def still_loading(self) -> bool:
-        """Whether the loader still runs, and so would hold up a normal end of the process."""
+        """Whether the loader still loads or warms up, and so would hold up a normal end of the process."""
         return self._loader is not None and self._loader.is_alive()
 
     def drain(self) -> None:
@@ -256,6 +271,20 @@ class Service:
             collector = self.metrics.engine
             collector.stats = await asyncio.to_thread(self._front.engine.stats)
         return self.metrics.render()
+
+
+class _Stages:
+    """Logs how warming up gets on: a line when a stage begins, and one when it is done."""
+
+    def __init__(self) -> None:
+        self._begun_s: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._begun_s:
+            self._begun_s[stage] = perf_counter()
+            log.info("warming up: %s; requests are answered meanwhile", _STAGES.get(stage, stage))
+        if done == total:
+            log.info("warming up: %s took %.1f s", _STAGES.get(stage, stage), perf_counter() - self._begun_s[stage])
 
 
 def _longest_token(engine: Engine) -> int:

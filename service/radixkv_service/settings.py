@@ -37,6 +37,9 @@ _ENGINE_FIELDS = {
     "prefill_chunk": "prefill_chunk",
     "mixed_tokens": "mixed_tokens",
     "num_threads": "num_threads",
+    "attention": "attention",
+    "graphs": "graphs",
+    "compile": "compile",
 }
 """Our name -> the engine's. None everywhere means the engine's own default."""
 
@@ -80,9 +83,12 @@ class ServiceSettings(BaseSettings):
         exact: a hit answers bit for bit as a miss; slower.
         weights: native, or int8 on a CPU.
         enable_prefix_caching: reuse prefixes.
-        prefill_chunk: prompt tokens computed in one step.
+        prefill_chunk: tokens of a step in which nobody decodes.
         mixed_tokens: tokens of a step in which somebody decodes.
         num_threads: CPU threads.
+        attention: pages reads and writes pages in place, views gives each request a copy; auto is pages on a GPU.
+        graphs: on a GPU, replay small steps as CUDA graphs.
+        compile: on a GPU, compile the decoder layers after the start, while requests are answered.
     """
 
     model_config = SettingsConfigDict(env_prefix="RADIXKV_", extra="forbid", hide_input_in_errors=True)
@@ -125,6 +131,9 @@ class ServiceSettings(BaseSettings):
     prefill_chunk: int | None = None
     mixed_tokens: int | None = None
     num_threads: int | None = None
+    attention: str | None = None
+    graphs: bool | None = None
+    compile: bool | None = None
 
     @field_validator("api_keys", "allowed_hosts", "served_model_name", "repository_root", mode="before")
     @classmethod

@@ -14,8 +14,8 @@ class Recorder:
         self._runner = runner
         self.logits: list[torch.Tensor] = []
 
-    def forward(self, works):
-        logits = self._runner.forward(works)
+    def forward(self, works, *rest):
+        logits = self._runner.forward(works, *rest)
         self.logits += [row.float().clone() for row in logits]
         return logits
 

@@ -157,13 +157,13 @@ def test_exact_answers_are_bit_equal_under_preemption_and_beside_others(chunk, r
             truth.append(list(logits))
     with tiny(num_pages=40, max_running=4, **settings) as engine:
         rows, requests = {}, []
-        accept = Request.accept
+        sampler = Request.sampler
         for prompt in prompts:
             requests.append(submit(engine, prompt, sampling))
             engine.step()
         for request in requests:
             rows[request] = []
-            request.accept = lambda logits, request=request: rows[request].append(logits.clone()) or accept(request, logits)
+            request.sampler = lambda all_rows, it=request: rows[it].append(all_rows[0].clone()) or sampler(it, all_rows)
         drive(engine, requests)
         assert engine.stats().preemptions > 0
         for request, expected in zip(requests, truth, strict=True):
@@ -228,7 +228,7 @@ def test_a_follower_leaves_its_leader_where_their_ways_part():
         follower = submit(engine, shared + [12] * 8, params(2))
         for _ in range(3):
             engine.step()
-        assert not leader.prefilled and follower.position == 160
+        assert leader.job.prefilling and follower.position == 160
         assert not leader.finished and follower.job.position == 160, "the scheduler knows how far it is"
         drive(engine, [leader, follower])
         assert leader.computed + follower.computed == 160 + 800 + 8

@@ -46,11 +46,11 @@ class Tripwire:
     def __init__(self, runner, error, at):
         self.runner, self.error, self.at = runner, error, at
 
-    def forward(self, works):
+    def forward(self, works, *rest):
         self.at -= 1
         if self.at <= 0:
             raise self.error
-        return self.runner.forward(works)
+        return self.runner.forward(works, *rest)
 
     def __getattr__(self, name):
         return getattr(self.runner, name)
@@ -60,7 +60,7 @@ def test_a_view_whose_load_failed_is_not_taken_for_loaded(engine, monkeypatch):
     right = answer(engine, ids(60), cache=False)
     answer(engine, ids(60))
     with monkeypatch.context() as patch:
-        engine._executor._views._idle.clear()  # so that the next request must load
+        engine._executor.residence.views.clear()  # so that the next request must load
         patch.setattr(WorkingView, "load", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
         with pytest.raises(RuntimeError, match="out of memory"):
             answer(engine, ids(60))
@@ -97,10 +97,10 @@ def test_one_request_that_cannot_be_sampled_fails_alone(engine, monkeypatch):
     accept = Request.accept
     poison = set(ids(30, 2))
 
-    def failing(self, logits):
+    def failing(self, token_id, logprob):
         if set(self.prompt.tolist()) == poison:
             raise ValueError("not this one")
-        return accept(self, logits)
+        return accept(self, token_id, logprob)
 
     monkeypatch.setattr(Request, "accept", failing)
     assert len([chunk for chunk in good if chunk.token_id is not None]) == 11

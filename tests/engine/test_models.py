@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from radixkv.engine import models
+from radixkv.engine import Engine, SamplingParams, models
 from radixkv.engine.convert import convert
 from radixkv.engine.gguf_file import read_gguf
 from radixkv.engine.models import (
@@ -44,6 +44,7 @@ from radixkv.engine.models import (
 from radixkv.engine.support import check_config
 from radixkv.engine.tokenizer import Tokenizer
 from radixkv.errors import ModelCorrupt, ModelError, ModelNotFound, UnsupportedModel
+from radixkv_kernels import backend
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -451,6 +452,7 @@ def test_weights_that_do_not_fit_the_config_are_a_corrupt_model(folder):
         (AutoConfig.for_model("qwen3_next"), "recurrent"),
         (AutoConfig.for_model("jamba"), "recurrent"),
         (AutoConfig.for_model("bloom"), "cannot be replaced"),
+        (AutoConfig.for_model("gemma4_text"), "several shapes"),
         (AutoConfig.for_model("vit"), "no causal language model"),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
@@ -475,6 +477,57 @@ def test_what_cannot_be_paged_is_refused_by_its_config(config, why, tmp_path):
 def test_what_a_config_does_not_tell_is_found_in_the_model(config, why):
     with pytest.raises(UnsupportedModel, match=why):
         random_model(config, dtype=torch.float32, device=CPU, attn_implementation="eager")
+
+
+# -- what needs attention in pages -------------------------------------------------------------------------------------
+
+SHARP = SMALL | {"head_dim": 16, "sliding_window": 16, "initializer_range": 0.25, "pad_token_id": 0}  # so that scores differ
+ONLY_IN_PAGES = {
+    "soft-capped": Gemma2Config(**SHARP, attn_logit_softcapping=1.0, query_pre_attn_scalar=16),
+    "sinks": GptOssConfig(**SHARP, num_local_experts=4, num_experts_per_tok=2),
+}
+
+
+def tiny_engine(config, **settings):
+    return Engine.random(config, seed=3, dtype="float32", device="cpu", num_pages=64, page_size=8, **settings)
+
+
+@pytest.mark.parametrize("why", ONLY_IN_PAGES)
+def test_what_views_cannot_compute_is_refused_there_and_told_where_it_runs(why):
+    with pytest.raises(UnsupportedModel, match=f"{why}.*on a GPU, or with attention='pages'"):
+        tiny_engine(ONLY_IN_PAGES[why], attention="views")
+
+
+@pytest.mark.parametrize("why", ONLY_IN_PAGES)
+def test_pages_give_transformers_own_logits_and_tokens(why, record, monkeypatch):
+    monkeypatch.setattr(backend, "_INTERPRETED", False)
+    config = ONLY_IN_PAGES[why]
+    model, _ = random_model(config, dtype=torch.float32, device=CPU, attn_implementation="eager", seed=3, in_pages=True)
+    prompt = np.random.default_rng(0).integers(10, 250, 37).tolist()
+    tokens, rows = list(prompt), []
+    for _ in range(8):
+        rows.append(model(torch.tensor([tokens]), use_cache=False).logits[0, -1])
+        tokens.append(int(rows[-1].argmax()))
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    with tiny_engine(config, attention="pages") as engine:
+        for cached in (0, 36):
+            with record(engine) as logits:
+                done = engine.generate([prompt], params)[0]
+            assert done.cached_tokens == cached
+            assert [*prompt, *done.token_ids] == tokens
+            torch.testing.assert_close(torch.stack(logits[:8]), torch.stack(rows), atol=2e-4, rtol=0)
+        engine.cache.check()
+
+
+@pytest.mark.parametrize("why", ONLY_IN_PAGES)
+def test_a_folder_of_such_a_model_is_taken_for_pages_only(why, tmp_path):
+    model, _ = random_model(ONLY_IN_PAGES[why], dtype=torch.float32, device=CPU, attn_implementation="eager", in_pages=True)
+    model.save_pretrained(tmp_path)
+    options = {"dtype": torch.float32, "device": CPU, "attn_implementation": "eager"}
+    found = resolve_model(tmp_path, in_pages=True)
+    assert torch.equal(logits(load_model(found, **options, in_pages=True)), logits(model))
+    with pytest.raises(UnsupportedModel, match=why):
+        load_model(found, **options)
 
 
 def test_an_architecture_transformers_does_not_know_is_refused_by_name(folder):

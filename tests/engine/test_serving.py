@@ -188,10 +188,10 @@ class Poison:
     def __init__(self, runner: object, token: int) -> None:
         self._runner, self._token = runner, token
 
-    def forward(self, works):
+    def forward(self, works, *rest):
         if any(self._token in work.tokens for work in works):
             raise RuntimeError("not this one")
-        return self._runner.forward(works)
+        return self._runner.forward(works, *rest)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._runner, name)
@@ -341,8 +341,8 @@ class Script:
     def __init__(self, runner, prompt_tokens: int, script: list[int]) -> None:
         self._runner, self._start, self._script = runner, prompt_tokens, script
 
-    def forward(self, works):
-        logits = torch.full_like(self._runner.forward(works), -10.0)
+    def forward(self, works, *rest):
+        logits = torch.full_like(self._runner.forward(works, *rest), -10.0)
         rows = iter(logits)
         for work in works:
             if work.wants_logits:
