@@ -3,7 +3,8 @@
 Requests arrive at random: prompts that share prefixes of several lengths, new ones, long ones; greedy, sampled, penalised;
 in three namespaces; with the cache and without; some are cancelled midway. The pool is far smaller than what they ask for,
 so pages are evicted and requests wait or make room. After each quarter everything ends: no lease may be left, the cache's
-own `check()` must pass, and memory may not have grown. On a GPU, Llama-3.1-8B's shape with a few layers; on a CPU a tiny one.
+own `check()` must pass, and memory may not have grown. On a GPU, Llama-3.1-8B's shape with a few layers; on a CPU a tiny
+one.
 """
 
 from __future__ import annotations

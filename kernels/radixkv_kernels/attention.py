@@ -37,6 +37,7 @@ from radixkv_kernels.planning import Span
 __all__ = ["TILES", "Tile", "attend", "attend_ref"]
 
 _LOG2_E = 1 / math.log(2)
+_LARGE_HEAD = 128
 _FEW_ROWS = 16  # their contexts are cut into many pieces: a merge is short of loads in flight, not of programs
 
 
@@ -49,8 +50,19 @@ class Tile:
     num_stages: int
 
 
-TILES = {"narrow": Tile(32, 4, 5), "wide": Tile(64, 8, 5), "fp32": Tile(32, 4, 2)}
-"""Found by `python -m bench.kernels.tune` on an H100 for heads of 128; smaller heads take the same."""
+TILES = {
+    "narrow": Tile(32, 4, 5),
+    "wide": Tile(64, 8, 5),
+    "narrow fp32": Tile(32, 4, 2),
+    "wide fp32": Tile(32, 4, 2),
+    "wide large": Tile(32, 8, 5),  # heads of more than 128: what is in flight has to fit in shared memory
+    "narrow large fp32": Tile(16, 4, 2),
+    "wide large fp32": Tile(16, 4, 2),
+}
+"""By width, size of heads and dtype; what is not listed takes the entry without its last words.
+
+Found by `python -m bench.kernels.tune` on an H100 for heads of 128 in bf16; the others are what compiles without spilling.
+"""
 
 
 def attend_ref(
@@ -169,7 +181,8 @@ class _Call:
         if not plan.grids[i]:
             return
         precise = query.dtype == torch.float32
-        tile = tiles["fp32" if precise else width]
+        words = [width, *["large"] * (shape.head_dim > _LARGE_HEAD), *["fp32"] * precise]
+        tile = next(tiles[name] for n in range(len(words), 0, -1) if (name := " ".join(words[:n])) in tiles)
         _attend_kernel[(shape.num_kv_heads, plan.grids[i])](
             query, kv, out, plan.partial, plan.lse, query if self.sinks is None else self.sinks,
             items, plan.counts[i:], plan.rows, plan.positions, plan.pages, plan.slot_begin,

@@ -173,9 +173,11 @@ def geometry_of(model: nn.Module, store: DeviceStore) -> Geometry | None:
     """What the kernels' plans are made for; None, and one line in the log, where the kernels cannot take this shape."""
     shape, device = store.shape, store.kv.device
     num_heads = int(model.config.get_text_config().num_attention_heads)  # type: ignore[operator, union-attr]
-    wide = (
-        {} if device.type != "cuda" else {"num_processors": torch.cuda.get_device_properties(device).multi_processor_count}
-    )
+    wide: dict[str, int] = {}
+    if device.type == "cuda":
+        wide["num_processors"] = torch.cuda.get_device_properties(device).multi_processor_count
+        if shape.dtype == torch.float32:  # three products for one: larger tiles would not fit
+            wide["wide"] = 64 if shape.head_dim <= 128 else 32
     try:
         return Geometry(num_heads, shape.num_kv_heads, shape.head_dim, shape.page_size, **wide)
     except ValueError as error:
