@@ -1,4 +1,4 @@
-"""Write the tables of the README and of docs/replay.md from bench/results: `python -m bench.report`.
+"""Write the tables of the README, docs/replay.md and docs/gpu.md from bench/results: `python -m bench.report`.
 
 A table stands between `<!-- bench:NAME -->` and `<!-- end -->`; it shows the newest rows of NAME.
 """
@@ -15,7 +15,8 @@ from bench.common import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
 REPLAY = README.parent / "docs/replay.md"
-PAGES = (README, REPLAY)
+GPU = README.parent / "docs/gpu.md"
+PAGES = (README, REPLAY, GPU)
 
 COLUMNS = {
     "engine_chat": {
@@ -44,6 +45,34 @@ COLUMNS = {
         "goodput_per_s": "good requests/s",
         "failed": "failed",
     },
+    "engine_gpu": {
+        "workload": "Llama-3.1-8B's shape, bf16",
+        "wall_s": "wall s",
+        "vllm_wall_s": "vLLM's",
+        "wall_goal_s": "goal",
+        "warm_round_s": "warm round s",
+        "vllm_warm_s": "vLLM's",
+        "warm_goal_s": "goal",
+        "ttft_p50_s": "first token p50 s",
+        "out_tok_s": "tokens/s",
+        "hit_rate": "hit rate",
+    },
+    "kernels_attention": {
+        "case": "attention of one layer, pages of 16",
+        "ours_ms": "ms",
+        "rate": "rate",
+        "% of floor": "% of the floor",
+        "target_ms": "goal ms",
+        "plain_ms": "not grouped ms",
+        "sdpa_ms": "torch SDPA, contiguous ms",
+    },
+    "kernels_moves": {
+        "case": "moves",
+        "way": "way",
+        "p50_us": "us",
+        "gb_per_s": "GB/s",
+        "% of ceiling": "% of the ceiling",
+    },
     "index_rivals": {
         "case": "index; mean us a request, look-up and insert, in workload",
         "a": "a",
@@ -62,13 +91,13 @@ def newest(bench: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    first = max(i for i, row in enumerate(rows) if row[_key(bench)] == rows[-1][_key(bench)])
-    names: set[str] = set()
+    first = max(i for i, row in enumerate(rows) if _name(bench, row) == _name(bench, rows[-1]))
+    names: set[tuple[str, ...]] = set()
     block: list[dict[str, Any]] = []
     for row in reversed(rows[: first + 1]):
-        if row[_key(bench)] in names:
+        if _name(bench, row) in names:
             break
-        names.add(row[_key(bench)])
+        names.add(_name(bench, row))
         block.append(row)
     return block[::-1]
 
@@ -83,8 +112,13 @@ def render(text: str) -> str:
     )
 
 
-def _key(bench: str) -> str:
-    return next(iter(COLUMNS[bench]))
+def _name(bench: str, row: dict[str, Any]) -> tuple[str, ...]:
+    """What tells a row from the others of its run."""
+    first = next(iter(COLUMNS[bench]))
+    return tuple(
+        str(row.get(column))
+        for column in {"kernels_moves": (first, "way"), "engine_gpu": (first, "cache")}.get(bench, (first,))
+    )
 
 
 def _table(bench: str) -> str:
@@ -93,13 +127,17 @@ def _table(bench: str) -> str:
     rows, columns = newest(bench), COLUMNS[bench]
     if not rows:
         return ""
+    if bench == "engine_gpu":
+        rows = [row for row in rows if row["workload"] != "single"]  # has columns of its own
     if bench == "index_rivals":
         rows = _by_index(rows)
     lines = ["| " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * (len(columns) - 1)]
-    lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows]
+    fine = bench.startswith("kernels")
+    lines += ["| " + " | ".join(_cell(row.get(name), fine) for name in columns) + " |" for row in rows]
     about = rows[-1]
     kind = f", {about['dtype']}" if "dtype" in about else ""
-    lines.append(f"\n{about['cores']} cores of {about['cpu']}{kind}; torch {about['versions']['torch']}, {about['date']}.\n")
+    where = about["gpu"]["name"] if "gpu" in about else f"{about['cores']} cores of {about['cpu']}{kind}"
+    lines.append(f"\n{where}; torch {about['versions']['torch']}, {about['date']}.\n")
     return "\n".join(lines)
 
 
@@ -145,7 +183,9 @@ def _evicted(row: dict[str, Any]) -> str:
     return f"{hit} (**{closed}**)" if row["pressure"] else f"{hit} ({closed})"
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, fine: bool = False) -> str:
+    if isinstance(value, float) and fine and 0 < value < 10:
+        return f"{value:.4f}" if value < 1 else f"{value:.3f}"
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 or value == 0 else f"{value:.2f}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
