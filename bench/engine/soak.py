@@ -1,4 +1,4 @@
-"""Mixed load for as long as asked, with everything checked on the way: `python -m bench.engine.soak --seconds 60`.
+"""Mixed load for as long as asked, with the cache checked on the way: `python -m bench.engine.soak --seconds 60`.
 
 Requests arrive at random: prompts that share prefixes of several lengths, new ones, long ones; greedy, sampled, penalised;
 in three namespaces; with the cache and without; some are cancelled midway. The pool is far smaller than what they ask for,
@@ -132,6 +132,8 @@ def main() -> None:
             print(f"quarter {quarter + 1}: {counts}, {held[-1]}", flush=True)
             if stats.cache.num_leases or stats.running or stats.waiting:
                 sys.exit("something is left running or leased")
+            if load.refused > load.ended // 10:
+                sys.exit("more than a tenth of the requests failed")
         growth = {name: held[-1][name] - held[0][name] for name in held[0]}
         row = {"seconds": options.seconds, "layers": options.layers, **counts, "growth": growth}
         save("engine_soak", [row], options.seed)

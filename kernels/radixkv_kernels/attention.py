@@ -12,7 +12,8 @@ Bytes:    the keys and values of each item once, that is once for all requests i
           partial result, D + 1 floats written and read.
 Numerics: scores and sums in fp32, probabilities rounded to the dtype of the values. Partial results are merged in the order
           of their slots, so the same plan gives the same bits; another plan of the same batch differs in the last bits.
-          Against float64: about 4e-3 of the output's norm in bf16, 1e-6 in fp32 (three tf32 products for one).
+          Against float64: about 4e-3 of the output's norm in bf16, 1e-6 in fp32 (three tf32
+          products for one); a large soft cap loses more to cancellation, 5e-5 at 1,000.
 Needs:    a plan made for these pages; scale > 0; int64 offsets, as the pool exceeds 2^31 elements.
 Source:   the online softmax and its merge, FlashAttention, arXiv:2205.14135; splitting over keys, Flash-Decoding; reading a
           shared prefix once as a matrix product, Hydragen, arXiv:2402.05099.
@@ -21,6 +22,7 @@ Source:   the online softmax and its merge, FlashAttention, arXiv:2205.14135; sp
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from typing import Literal
 import torch
 
 from radixkv_kernels import hopper
-from radixkv_kernels.backend import can_launch, jit, tl
+from radixkv_kernels.backend import can_launch, jit, on_device_of, tl
 from radixkv_kernels.device_plan import DevicePlan
 from radixkv_kernels.planning import Span
 
@@ -140,24 +142,15 @@ def attend(
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _check(query, kv, plan, scale)
+    _check(query, kv, plan, scale, out, sinks)
     if out is None:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
     if not can_launch(query):
         rows = sum(span.num_tokens for span in plan.spans)
         out[:rows] = attend_ref(query[:rows], kv, plan.spans, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks)
         return out
-    call = _Call(query, kv, plan, out, scale, window, soft_cap, sinks)
-    if tiles is None and hopper.supports(query, kv, plan, window, soft_cap, sinks):
-        with _beside(query.device, all(plan.grids)) as join:
-            hopper.launch(query, kv, plan, out, scale)
-        call.attend("narrow", TILES)
-        join()
-    else:
-        call.attend("narrow", tiles or TILES)
-        call.attend("wide", tiles or TILES)
-    if plan.num_slots:
-        call.merge()
+    with on_device_of(query):
+        _launch(_Call(query, kv, plan, out, scale, window, soft_cap, sinks), tiles)
     return out
 
 
@@ -206,6 +199,21 @@ class _Call:
         )  # fmt: skip
 
 
+def _launch(call: _Call, tiles: Mapping[str, Tile] | None) -> None:
+    """All kernels of a call."""
+    query, plan = call.query, call.plan
+    if tiles is None and hopper.supports(query, call.kv, plan, call.window, call.soft_cap, call.sinks):
+        with _beside(query.device, all(plan.grids)) as join:
+            hopper.launch(query, call.kv, plan, call.out, call.scale)
+        call.attend("narrow", TILES)
+        join()
+    else:
+        call.attend("narrow", tiles or TILES)
+        call.attend("wide", tiles or TILES)
+    if plan.num_slots:
+        call.merge()
+
+
 @contextmanager
 def _beside(device: torch.device, wanted: bool) -> Iterator[Callable[[], None]]:
     """What is launched within runs beside what follows, in a graph that is being captured; else before it.
@@ -216,14 +224,15 @@ def _beside(device: torch.device, wanted: bool) -> Iterator[Callable[[], None]]:
     if not (wanted and torch.cuda.is_current_stream_capturing()):
         yield lambda: None
         return
-    main, side = torch.cuda.current_stream(device), _side_stream(device)
+    main, side = torch.cuda.current_stream(device), _side_stream(device, threading.get_ident())
     side.wait_stream(main)
     with torch.cuda.stream(side):
         yield lambda: main.wait_stream(side)
 
 
 @cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device, _: int) -> torch.cuda.Stream:
+    """One for each thread: two may be capturing at a time."""
     return torch.cuda.Stream(device)
 
 
@@ -372,7 +381,14 @@ def _power_of_two(value: int) -> int:
     return max(1 << (value - 1).bit_length(), 16)
 
 
-def _check(query: torch.Tensor, kv: torch.Tensor, plan: DevicePlan, scale: float) -> None:
+def _check(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    plan: DevicePlan,
+    scale: float,
+    out: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+) -> None:
     shape = plan.geometry
     want = (shape.page_size, shape.num_kv_heads, shape.head_dim)
     if query.shape[1:] != (shape.num_heads, shape.head_dim) or kv.shape[1] != 2 or tuple(kv.shape[2:]) != want:
@@ -383,3 +399,9 @@ def _check(query: torch.Tensor, kv: torch.Tensor, plan: DevicePlan, scale: float
         raise ValueError(f"query is {query.dtype} and kv is {kv.dtype}: they must be the same")
     if not scale > 0:
         raise ValueError(f"scale={scale}: above 0 is needed")
+    if query.shape[0] < plan.num_rows:
+        raise ValueError(f"query has {query.shape[0]} rows, and the plan is for {plan.num_rows}")
+    if out is not None and (out.shape != query.shape or out.dtype != query.dtype or out.stride(-1) != 1):
+        raise ValueError(f"out must be as query, {tuple(query.shape)} {query.dtype}, its last dimension contiguous")
+    if sinks is not None and (sinks.shape != query.shape[1:2] or not sinks.is_contiguous()):
+        raise ValueError(f"sinks must be [{query.shape[1]}], contiguous")

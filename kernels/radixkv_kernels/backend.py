@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ try:
 except ImportError:  # CPU builds of torch come without
     triton = tl = None
 
-__all__ = ["can_launch", "jit", "tl", "triton"]
+__all__ = ["can_launch", "jit", "on_device_of", "tl", "triton"]
 
 log = logging.getLogger("radixkv.kernels")
 
@@ -41,6 +42,11 @@ def can_launch(tensor: torch.Tensor) -> bool:
             _say_once("Triton is not installed: the plain PyTorch kernels run, many times slower")
         return False
     return tensor.is_cuda or _INTERPRETED
+
+
+def on_device_of(tensor: torch.Tensor) -> AbstractContextManager[object]:
+    """Within, kernels are launched where this tensor is; Triton itself takes the current device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @cache

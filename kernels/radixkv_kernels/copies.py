@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import torch
 
-from radixkv_kernels.backend import can_launch, jit, tl
+from radixkv_kernels.backend import can_launch, jit, on_device_of, tl
 from radixkv_kernels.inputs import check_index, check_store, power_of_two
 
 __all__ = ["copy_heads", "copy_heads_ref"]
@@ -49,12 +49,13 @@ def copy_heads(kv: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor, c
     _, num_layers, _, page_size, num_heads, head_dim = kv.shape
     row = num_heads * head_dim
     block = min(power_of_two(page_size * row), _TILE)
-    _copy_heads_kernel[len(sources), 2 * num_layers, -(-page_size * row // block)](
-        *(kv, sources, targets, counts, kv.stride(0), kv.stride(2)),
-        ROW=row,
-        PAGE_SIZE=page_size,
-        BLOCK=block,
-    )
+    with on_device_of(kv):
+        _copy_heads_kernel[len(sources), 2 * num_layers, -(-page_size * row // block)](
+            *(kv, sources, targets, counts, kv.stride(0), kv.stride(2)),
+            ROW=row,
+            PAGE_SIZE=page_size,
+            BLOCK=block,
+        )
 
 
 def copy_heads_ref(kv: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor) -> None:

@@ -31,6 +31,10 @@ import torch
 from radixkv_kernels.device_plan import DevicePlan
 
 try:
+    import triton
+
+    if not triton.__version__.startswith("3.6."):
+        raise ImportError("Gluon changes with every Triton, and this is written for 3.6")  # torch 2.11's own
     from triton.experimental import gluon
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.language.nvidia.hopper import (

@@ -177,7 +177,8 @@ def _chunks(lengths: Longs, programs: Longs, geometry: Geometry, wide: bool) -> 
     longest = max(int(lengths.max()), 1)
     even = -(-int((lengths * programs).sum()) // places)  # tokens of each place, if all are busy to the end
     best, chosen = 0.0, longest
-    for count in range(max(longest // max(even, least), 1), min(-(-longest // least), _MOST_CHUNKS[wide]) + 1):
+    most = min(-(-longest // least), _MOST_CHUNKS[wide])
+    for count in range(min(max(longest // max(even, least), 1), most), most + 1):
         chunk = -(-longest // count)
         needed = int((-(-lengths // chunk) * programs).sum())
         busy = needed / (-(-needed // places) * places)

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from radixkv_kernels.backend import can_launch, jit, tl
+from radixkv_kernels.backend import can_launch, jit, on_device_of, tl
 from radixkv_kernels.inputs import KernelInputError, check_index, check_store, power_of_two
 
 __all__ = [
@@ -193,7 +193,9 @@ def _by_kernel(name: str, kv: torch.Tensor, ids: npt.NDArray[np.int64], host: to
     """One launch that reads or writes the host's memory itself."""
     if not can_launch(kv):
         raise KernelInputError(name, "kv", 'on CUDA with Triton installed for way="kernel"', f"on {kv.device}")
-    pages = torch.tensor(ids).to(kv.device, non_blocking=True)  # pageable, so read before the call returns
+    pages = torch.from_numpy(ids)
+    if kv.is_cuda:  # pinned, or a long list would wait for the device
+        pages = pages.pin_memory().to(kv.device, non_blocking=True)
     if name == "to_host":
         _launch(kv, host, pages, gather=True, programs=programs)
     else:
@@ -209,12 +211,13 @@ def _launch(
     block = min(power_of_two(words), _TILE)
     blocks_a_page = -(-words // block)
     num_blocks = len(pages) * blocks_a_page
-    _move_pages_kernel[min(programs or num_blocks, num_blocks),](
-        *(source.view(-1).view(torch.int32), target.view(-1).view(torch.int32), pages, num_blocks, words),
-        GATHER=gather,
-        BLOCKS_A_PAGE=blocks_a_page,
-        BLOCK=block,
-    )
+    with on_device_of(pages):
+        _move_pages_kernel[min(programs or num_blocks, num_blocks),](
+            *(source.view(-1).view(torch.int32), target.view(-1).view(torch.int32), pages, num_blocks, words),
+            GATHER=gather,
+            BLOCKS_A_PAGE=blocks_a_page,
+            BLOCK=block,
+        )
 
 
 def _check_packed(

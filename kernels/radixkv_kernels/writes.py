@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import torch
 
-from radixkv_kernels.backend import can_launch, jit, tl
+from radixkv_kernels.backend import can_launch, jit, on_device_of, tl
 from radixkv_kernels.inputs import KernelInputError, check_index, check_kv_layer, check_like, power_of_two
 
 __all__ = ["rotate_write_kv", "rotate_write_kv_ref", "write_kv", "write_kv_ref"]
@@ -53,15 +53,16 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, kv: torch.Tensor, slots: to
     block_r = min(power_of_two(num_heads * head_dim), _TILE)
     block_t = 4 if num_tokens >= _MANY_TOKENS else 1
     grid = (-(-num_tokens // block_t), -(-num_heads * head_dim // block_r))
-    _write_kv_kernel[grid](
-        *(key, value, kv, slots, num_tokens),
-        *(*key.stride()[:2], *value.stride()[:2], *kv.stride()[:4]),
-        ROW=num_heads * head_dim,
-        HEAD_DIM=head_dim,
-        PAGE_SIZE=kv.shape[2],
-        BLOCK_T=block_t,
-        BLOCK_R=block_r,
-    )
+    with on_device_of(kv):
+        _write_kv_kernel[grid](
+            *(key, value, kv, slots, num_tokens),
+            *(*key.stride()[:2], *value.stride()[:2], *kv.stride()[:4]),
+            ROW=num_heads * head_dim,
+            HEAD_DIM=head_dim,
+            PAGE_SIZE=kv.shape[2],
+            BLOCK_T=block_t,
+            BLOCK_R=block_r,
+        )
 
 
 def write_kv_ref(key: torch.Tensor, value: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> None:
@@ -99,19 +100,20 @@ def rotate_write_kv(
     num_kv_heads, block_d = key.shape[1], power_of_two(head_dim)
     block_h = min(max(_TILE // block_d, 1), power_of_two(max(num_heads, num_kv_heads)))
     query_groups = -(-num_heads // block_h)
-    _rotate_write_kernel[num_tokens, query_groups - (-num_kv_heads // block_h)](
-        *(query, key, value, cos, sin, kv, slots, query_groups),
-        *(*query.stride()[:2], *key.stride()[:2], *value.stride()[:2], cos.stride(0), sin.stride(0), *kv.stride()[:4]),
-        HEADS=num_heads,
-        KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        HALF=cos.shape[1] // 2,
-        PAGE_SIZE=kv.shape[2],
-        BLOCK_H=block_h,
-        BLOCK_D=block_d,
-        BLOCK_HALF=power_of_two(cos.shape[1] // 2),
-        enable_fp_fusion=False,  # a fused multiply-add rounds once where the definition rounds twice
-    )
+    with on_device_of(kv):
+        _rotate_write_kernel[num_tokens, query_groups - (-num_kv_heads // block_h)](
+            *(query, key, value, cos, sin, kv, slots, query_groups),
+            *(*query.stride()[:2], *key.stride()[:2], *value.stride()[:2], cos.stride(0), sin.stride(0), *kv.stride()[:4]),
+            HEADS=num_heads,
+            KV_HEADS=num_kv_heads,
+            HEAD_DIM=head_dim,
+            HALF=cos.shape[1] // 2,
+            PAGE_SIZE=kv.shape[2],
+            BLOCK_H=block_h,
+            BLOCK_D=block_d,
+            BLOCK_HALF=power_of_two(cos.shape[1] // 2),
+            enable_fp_fusion=False,  # a fused multiply-add rounds once where the definition rounds twice
+        )
 
 
 def rotate_write_kv_ref(
