@@ -123,9 +123,19 @@ class Batcher:
         self._stepping = True
         try:
             self._advance()
+        except BaseException:
+            self._drop_torn()
+            raise
         finally:
             self._stepping = False
             self.reap()
+
+    def _drop_torn(self) -> None:
+        """End those whose flight an interrupt has lost: what was chosen for them nobody will take."""
+        flying = set() if self._flight is None else {part.request.job.id for part in self._flight.parts}
+        for request in list(self._running.values()):
+            if _torn(request, request.job.id in flying):
+                self._fail(request, RequestInterrupted())
 
     def doom(self, requests: Sequence[Request]) -> None:
         """Note that nobody reads these any more. Any thread may call this, at any moment."""
@@ -213,10 +223,10 @@ class Batcher:
 
     def _preempt(self, request: Request) -> None:
         """Put a running request back in the queue; it will begin again from what it has published."""
-        del self._running[request.job.id]
         self._executor.suspend(request)
         self._executor.note(request)
         self._waiting[request.job.id] = request
+        del self._running[request.job.id]
         self._preemptions += 1
 
     def _overdue(self, request: Request) -> None:
@@ -255,6 +265,10 @@ class Batcher:
                 self._preempt(victim)
                 if victim is request:
                     return False
+            except Exception as error:  # this request's own
+                log.warning("request ended: %s", error)
+                self._fail(request, error)
+                return False
             else:
                 return True
 
@@ -293,13 +307,15 @@ class Batcher:
                 self._fail(part.request, RequestInterrupted())
             raise
         last, self._flight = self._flight, flight
-        for part in batch:
-            if part.source < 0:
-                self._guarded(part.request, partial(self._publish, part))
-        if self._executor.ahead:
-            self._land(last)
-        else:
-            self._settle()
+        try:
+            for part in batch:
+                if part.source < 0:
+                    self._guarded(part.request, partial(self._publish, part))
+        finally:  # a flight lands, or its tokens would be lost
+            if self._executor.ahead:
+                self._land(last)
+            else:
+                self._settle()
 
     def _publish(self, part: Part) -> None:
         self._executor.publish(part.request, part.stop)
@@ -404,6 +420,13 @@ class Batcher:
                 self._finish(request, "cancelled")
         if self._flight is not None and not (self._stepping or self.busy):
             self._settle()  # nobody waits for it, and nothing will be launched behind it
+
+
+def _torn(request: Request, flying: bool) -> bool:
+    """Whether tokens are being chosen for a request by no flight that is known."""
+    if flying:
+        return request.pending > 1
+    return bool(request.pending) or (request.begun and request.position >= request.num_tokens)
 
 
 def _structured(request: Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,8 @@ def build(name: str, config: EngineConfig) -> EngineParts:
     tokenizer = Tokenizer(folder.path)
     model = models.load_model(folder, dtype=dtype, device=device, attn_implementation=ATTENTION, in_pages=in_pages)
     fingerprint = models.fingerprint(folder, dtype=dtype, extra=_variant(config))
-    return _assemble(name, config, model, device, dtype, fingerprint, tokenizer)
+    with _current(device):
+        return _assemble(name, config, model, device, dtype, fingerprint, tokenizer)
 
 
 def build_random(model_config: Any, seed: int, config: EngineConfig, tokenizer: Tokenizer | None = None) -> EngineParts:
@@ -72,7 +74,12 @@ def build_random(model_config: Any, seed: int, config: EngineConfig, tokenizer: 
         extra=_variant(config),
         in_pages=_in_pages(config, device),
     )
-    return _assemble(f"random {model_config.model_type}", config, model, device, dtype, fingerprint, tokenizer)
+    with _current(device):
+        return _assemble(f"random {model_config.model_type}", config, model, device, dtype, fingerprint, tokenizer)
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _assemble(

@@ -34,12 +34,17 @@ class Choice:
         self._samplers = samplers
         self._picks: dict[int, Pick] = {}
         self._failed: dict[int, Exception] = {}
+        self._known: list[int] = []
+        cuda = logits.is_cuda  # what can fail comes first: a sampler that has picked cannot be asked again
+        self._host = torch.empty(len(logits), dtype=torch.int64, pin_memory=cuda)
+        self._copied = torch.cuda.Event() if cuda else None
         self.tokens = logits.argmax(-1)
         for row, sampler in enumerate(samplers):
             if not sampler.plain:
                 self._pick(row, sampler, logits[row])
-        self._host, self._copied = self._send()
-        self._known: list[int] = []
+        self._host.copy_(self.tokens, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(logits.device))
 
     def _pick(self, row: int, sampler: Sampler, logits: torch.Tensor) -> None:
         try:
@@ -48,18 +53,9 @@ class Choice:
             self._failed[row] = error
             self.tokens[row] = 0
         else:
-            self._picks[row] = pick
+            report = None if pick.report is None else tuple(part.to("cpu", non_blocking=True) for part in pick.report)
+            self._picks[row] = Pick(pick.token, report)
             self.tokens[row : row + 1] = pick.token
-
-    def _send(self) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """Start the tokens' way to the host."""
-        if not self.tokens.is_cuda:
-            return self.tokens, None
-        host = torch.empty(self.tokens.shape, dtype=torch.int64, pin_memory=True)
-        host.copy_(self.tokens, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        return host, copied
 
     def wait(self) -> None:
         """Wait until the device has chosen.

@@ -210,7 +210,8 @@ class Engine:
         """Advance: one token for every decoding request, and with them as much of waiting prompts as a step holds."""
         with self._lock:
             self._require_open()
-            self._batcher.step()
+            with self.store.here():
+                self._batcher.step()
 
     @property
     def busy(self) -> bool:
@@ -239,7 +240,9 @@ class Engine:
         """
         self._batcher.doom(requests)
         with self._lock:
-            self._batcher.reap()
+            if not self._closed:
+                with self.store.here():
+                    self._batcher.reap()
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -353,11 +356,15 @@ class Engine:
             progress: called with ("compile" or "graphs", done, in all).
         """
         self._require_open()
-        if isinstance(self.runner, PagedRunner):
+        if not isinstance(self.runner, PagedRunner):
+            return
+        with self.store.here():
             self.runner.warm_up(progress)
-            gc.collect()
-            gc.freeze()
-            atexit.register(gc.unfreeze)  # or what was frozen would be reported as leaked
+        with self._lock:
+            if not self._closed:
+                gc.collect()
+                gc.freeze()
+                atexit.register(gc.unfreeze)  # or what was frozen would be reported as leaked
 
     # -- look at ------------------------------------------------------------------------------------------------------
 
@@ -371,9 +378,10 @@ class Engine:
         with self._lock:
             if self._closed:
                 return
-            self._batcher.cancel_all()
-            self._closed = True
-            self._executor.close()
+            with self.store.here():
+                self._batcher.cancel_all()
+                self._closed = True
+                self._executor.close()
             gc.unfreeze()
 
     def __enter__(self) -> Engine:

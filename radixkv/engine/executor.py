@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+import torch
+
 from radixkv.cache import PrefixCache
 from radixkv.engine.build import EngineParts
 from radixkv.engine.choice import Choice
@@ -40,6 +42,7 @@ class Flight:
         parts: what it computes.
         rows: the requests that a token is chosen for, in the order of the choice.
         choice: their tokens; None where there are none.
+        done: on a GPU, where nothing is chosen: when it is computed.
         started_s: when it was put in line.
         prompt_share: how much of its tokens are of prompts, 0 to 1.
     """
@@ -47,6 +50,7 @@ class Flight:
     parts: list[Part]
     rows: list[Request]
     choice: Choice | None
+    done: torch.cuda.Event | None
     started_s: float
     prompt_share: float
 
@@ -74,11 +78,12 @@ class Executor:
 
     def probe(self, request: Request) -> None:
         """Note what a waiting request would find. Cost: O(T) token compares."""
-        if not request.use_cache:
-            return
         job, namespace = request.job, request.options.namespace
-        found = self.cache.probe(request.prompt, namespace)  # of a resumed one too: close enough to decide by
-        job.num_cached, job.num_locked = found
+        if not job.paged:
+            return
+        if request.use_cache:
+            found = self.cache.probe(request.prompt, namespace)  # of a resumed one too: close enough to decide by
+            job.num_cached, job.num_locked = found
         usage = self.cache.usage(namespace)
         if usage.max_pages is not None:
             job.room_pages = max(usage.max_pages - usage.num_pages - usage.num_leased, 0) + usage.num_evictable
@@ -185,9 +190,12 @@ class Executor:
 
     def _limit(self, request: Request) -> int:
         """Tokens that a request may find. In exact mode none of its answer: what it decoded, it computes as it did."""
-        if self._config.exact:
-            return min(request.num_prompt, request.num_tokens - 1)
-        return request.num_tokens - 1
+        if not self._config.exact:
+            return request.num_tokens - 1
+        limit = min(request.num_prompt, request.num_tokens - 1)
+        if self.residence.in_pages:  # a block that is begun anew is written from its first token on: to no page of others
+            limit = self._usable(min(self.cache.match(request.prompt, request.options.namespace), limit))
+        return limit
 
     def _usable(self, num_matched: int) -> int:
         """Of so many matched tokens, those to start after: in exact mode, whole blocks."""
@@ -242,7 +250,15 @@ class Executor:
         for part in parts:
             part.request.move(part.stop, computed=True)
             part.request.pending += part.wants_logits
-        return Flight(parts, rows, choice, started, share)
+        return Flight(parts, rows, choice, None if rows else self._event(), started, share)
+
+    def _event(self) -> torch.cuda.Event | None:
+        """Recorded after what is in line by now; None on a CPU."""
+        if not self.store.kv.is_cuda:
+            return None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.store.kv.device))
+        return event
 
     def land(self, flight: Flight) -> None:
         """Wait until a flight has chosen its tokens.
@@ -252,6 +268,8 @@ class Executor:
         """
         if flight.choice is not None:
             flight.choice.wait()
+        elif flight.done is not None and any(part.is_last for part in flight.parts):
+            flight.done.synchronize()  # somebody is told that his prompt was computed
         now = perf_counter()
         self.prefill_s += (now - max(flight.started_s, self._landed_s)) * flight.prompt_share
         self._landed_s = now

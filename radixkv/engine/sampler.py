@@ -43,7 +43,7 @@ class Pick:
     """
 
     token: torch.Tensor
-    report: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
+    report: tuple[torch.Tensor, ...] | None
 
 
 class Sampler:

@@ -134,8 +134,10 @@ class Session:
     def _keep(self, request: Request, completion: Completion, message: dict[str, str], before: int) -> None:
         exact = exact_answer(self._engine.tokenizer, completion).ids  # without a stop text, which the reader never saw
         fed = self._cursor.num_tokens - len(request.prompt)  # generated tokens that were fed back, and so appended
-        self._cursor.truncate(len(request.prompt) + min(fed, len(exact)))
-        self._cursor.append(exact[fed:])
+        pairs = zip(exact.tolist()[:fed], completion.token_ids, strict=False)  # inside the last a stop text may begin
+        kept = next((n for n, (one, other) in enumerate(pairs) if one != other), min(fed, len(exact)))
+        self._cursor.truncate(len(request.prompt) + kept)
+        self._cursor.append(exact[kept:])
         self._turns.append((before, len(self._messages)))
         self._messages += [message, {"role": "assistant", "content": completion.text}]
         self._undo_to = None

@@ -8,6 +8,7 @@ A page is what is allocated, shared, evicted and moved, so it is what lies in on
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,10 @@ class DeviceStore:
             raise ConfigError(
                 "num_pages", num_pages, f"pages of {shape.page_bytes} bytes that fit in the memory of {device}"
             ) from error
+
+    def here(self) -> AbstractContextManager[object]:
+        """Within, its device is this thread's current one: where kernels are launched, events recorded, graphs captured."""
+        return torch.cuda.device(self.kv.device) if self.kv.is_cuda else nullcontext()
 
     @property
     def num_pages(self) -> int:
