@@ -53,7 +53,8 @@ def plan(spans: Sequence[Span], geometry: Geometry, *, window: int | None = None
     if window is not None and window < 1:
         raise CannotPlan("window", window, "at least 1, the token itself, or None for all")
     batch = _Batch(spans, geometry)
-    sharing = find_shared(batch.whole_pages() if share and window is None else {}, len(spans), geometry.page_size)
+    tables = batch.whole_pages() if share and window is None else {}
+    sharing = find_shared(tables, len(spans), geometry.page_size, geometry.least_saving)
     common = _common_tiles(batch, sharing)
     prefill = _prefill_tiles(batch)
     own = _own_tiles(batch, sharing.begins, window)

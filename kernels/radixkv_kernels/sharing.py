@@ -19,9 +19,6 @@ from radixkv_kernels.work import Ints, Longs
 
 __all__ = ["SharedRun", "Sharing", "find_shared"]
 
-_LEAST_SAVING = 256  # tokens for each who shares; reading fewer twice is cheaper than one more partial result for each
-
-
 @dataclass(frozen=True, slots=True)
 class SharedRun:
     """Keys [begin, end) that several requests have in common; both ends are ends of pages.
@@ -53,7 +50,7 @@ class Sharing:
     parents: dict[int, tuple[int, ...]]
 
 
-def find_shared(tables: Mapping[int, Ints], num_requests: int, page_size: int) -> Sharing:
+def find_shared(tables: Mapping[int, Ints], num_requests: int, page_size: int, least_saving: int) -> Sharing:
     """Find the runs of pages that are worth reading once for several requests.
 
     Cost: O(pages + requests log requests), mostly in bulk.
@@ -62,6 +59,7 @@ def find_shared(tables: Mapping[int, Ints], num_requests: int, page_size: int) -
         tables: by request, the pages that all of its query rows see all of; those of others are not shared.
         num_requests: R.
         page_size: tokens of a page.
+        least_saving: tokens for each who shares; where less is saved, everybody reads a run for himself.
     """
     begins, runs, parents_of = np.zeros(num_requests, np.int64), list[SharedRun](), dict[int, tuple[int, ...]]()
     if len(tables) < 2:
@@ -77,7 +75,7 @@ def find_shared(tables: Mapping[int, Ints], num_requests: int, page_size: int) -
             begins[ordered[low]], parents_of[ordered[low]] = begin, parents
             continue
         end = min(common[low : high - 1])
-        if (end - begin) * (high - low - 1) >= _LEAST_SAVING * (high - low):
+        if (end - begin) * (high - low - 1) >= least_saving * (high - low):
             runs.append(SharedRun(ordered[low:high], begin, end, parents))
             begin, parents = end, (*parents, len(runs) - 1)
         cuts = [low, *(k + 1 for k in range(low, high - 1) if common[k] == end), high]

@@ -40,6 +40,8 @@ class Geometry:
         narrow, wide: rows times heads of a group that one tile of each width takes.
         num_processors: multiprocessors of the device.
         narrow_places, wide_places: tiles of each width that one multiprocessor runs at a time.
+        least_saving: tokens for each of those who share a run, from which on it is read once for them. A shorter one is
+            found in the L2 cache by whoever comes second: on an H100, 64 requests sharing 512 tokens lost 9 % by grouping.
 
     Raises:
         CannotPlan: query heads that KV heads cannot share evenly or that do not fit a tile, or a page of odd size.
@@ -54,6 +56,7 @@ class Geometry:
     num_processors: int = 132
     narrow_places: int = 2
     wide_places: int = 1
+    least_saving: int = 768
 
     def __post_init__(self) -> None:
         if self.num_kv_heads < 1 or self.num_heads < 1 or self.num_heads % self.num_kv_heads:

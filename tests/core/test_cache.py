@@ -71,6 +71,27 @@ def test_the_life_of_a_lease():
     cache.check()
 
 
+def test_slots_come_before_the_tokens_that_go_there():
+    cache = PrefixCache(8, 2)
+    with cache.acquire([1, 2, 3]) as lease:
+        lease.extend(num_spare=4)
+        assert (lease.num_tokens, lease.num_own_pages) == (3, 4), "3 tokens and 4 that are not known yet"
+        pages = lease.pages.tolist()
+        lease.extend(num_spare=2)
+        lease.extend([4, 5, 6, 7, 8])
+        assert (lease.num_tokens, lease.pages.tolist()) == (8, pages), "they have their slots already"
+        with pytest.raises(PoolExhausted):
+            lease.extend([9], num_spare=8)
+        assert (lease.num_tokens, lease.num_own_pages) == (8, 4)
+        lease.commit()
+    assert cache.match(range(1, 9)) == 8
+    with cache.acquire(b"") as lease:  # slots for tokens that nobody hears of
+        lease.extend(num_spare=5)
+        assert (lease.num_tokens, lease.num_own_pages, cache.stats().num_leased) == (0, 3, 3)
+    assert cache.stats().num_leased == 0
+    cache.check()
+
+
 def test_a_lease_is_a_context_manager_that_releases_once():
     cache = PrefixCache(4, 1)
     with cache.acquire([1, 2]) as lease:
@@ -298,6 +319,8 @@ BAD_CALLS = {
     "evict half a page": (lambda c, s: c.evict(1.5), ConfigError),
     "truncate by half": (lambda c, s: s[5].truncate(1.0), ConfigError),
     "extend by a negative id": (lambda c, s: s[3].extend([1, -1]), TokenRangeError),
+    "extend by fewer slots than none": (lambda c, s: s[3].extend(num_spare=-1), ConfigError),
+    "extend by half a slot": (lambda c, s: s[3].extend(num_spare=0.5), ConfigError),
     "extend by text": (lambda c, s: s[3].extend("text"), TokenTypeError),
     "acquire floats": (lambda c, s: c.acquire([1.5]), TokenTypeError),
     "acquire in no namespace": (lambda c, s: c.acquire([1], None), NamespaceError),

@@ -131,7 +131,7 @@ TREE = [
 
 
 def test_a_prefix_that_requests_share_is_read_once_for_all(device, dtype):
-    geometry = Geometry(4, 1, 64, 8, wide=64, num_processors=8)
+    geometry = Geometry(4, 1, 64, 8, wide=64, num_processors=8, least_saving=256)
     spans = shared_spans(np.random.default_rng(0), 400, 8, TREE)
     kv = torch.randn(400, 2, 8, 1, 64, device=device).to(dtype)
     query = torch.randn(len(spans), 4, 64, device=device).to(dtype)
@@ -149,7 +149,7 @@ def test_a_prefix_that_requests_share_is_read_once_for_all(device, dtype):
 
 
 def test_the_same_plan_gives_the_same_bits(device):
-    geometry = Geometry(4, 1, 64, 8, wide=64, num_processors=8)
+    geometry = Geometry(4, 1, 64, 8, wide=64, num_processors=8, least_saving=256)
     spans = shared_spans(np.random.default_rng(0), 400, 8, TREE)
     kv = torch.randn(400, 2, 8, 1, 64, device=device).to(torch.bfloat16)
     query = torch.randn(len(spans), 4, 64, device=device).to(torch.bfloat16)
@@ -206,3 +206,22 @@ def test_what_does_not_fit_together_is_refused(device, wrong):
     given = {"query": torch.zeros(1, 4, 64), "kv": torch.zeros(9, 2, 4, 2, 64), "scale": 1.0} | wrong
     with pytest.raises(ValueError, match=r"fit a plan|above 0|must be the same"):
         attend(given["query"], given["kv"], work, scale=given["scale"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"query": torch.zeros(2, 4, 64)}, "query has 2 rows, and the plan is for 3"),
+        ({"out": torch.zeros(4, 4, 64)}, r"out must be as query, \(3, 4, 64\)"),
+        ({"out": torch.zeros(3, 4, 64, dtype=torch.float16)}, "out must be as query"),
+        ({"out": torch.zeros(3, 64, 4).transpose(1, 2)}, "out must be as query"),
+        ({"sinks": torch.zeros(8)[::2]}, r"sinks must be \[4\], contiguous"),
+        ({"sinks": torch.zeros(3)}, r"sinks must be \[4\], contiguous"),
+    ],
+)
+def test_too_few_rows_and_an_output_or_sinks_that_do_not_fit_are_refused(wrong, text):
+    geometry = Geometry(4, 2, 64, 4)
+    work = upload(plan([Span(np.arange(3, dtype=np.int32), 8, 3)], geometry), geometry, "cpu")
+    given = {"query": torch.zeros(3, 4, 64), "kv": torch.zeros(9, 2, 4, 2, 64), "plan": work} | wrong
+    with pytest.raises(ValueError, match=text):
+        attend(**given, scale=1.0)

@@ -122,7 +122,7 @@ def test_prefill_of_any_length_equals_float64(on_hopper, length):
 
 @pytest.mark.gpu
 def test_a_prefix_that_many_share_equals_float64(on_hopper):
-    geometry = Geometry(8, 2, 128, 16, num_processors=16)
+    geometry = Geometry(8, 2, 128, 16, num_processors=16, least_saving=256)
     given = make(on_hopper, torch.bfloat16, geometry, [(1600 + 37 * i, 1) for i in range(20)], shared=100)
     assert len(given.work.rows) > len(given.work.positions), "shared"
     check(given)
@@ -133,6 +133,25 @@ def test_the_portable_kernel_agrees(on_hopper):
     dtype, shape, processors, contexts = CASES["split over the context"]
     given = make(on_hopper, dtype, Geometry(*shape, num_processors=processors), contexts)
     assert torch.allclose(given.answer().float(), given.answer(tiles=TILES).float(), atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["decoding beside prefill", "a shared prefix"])
+def test_a_graph_in_which_both_widths_run_gives_the_eager_bits_each_time(on_hopper, name):
+    geometry = Geometry(8, 2, 128, 16, num_processors=16, least_saving=256)
+    if name == "a shared prefix":
+        given = make(on_hopper, torch.bfloat16, geometry, [(1600 + 37 * i, 1) for i in range(20)], shared=100)
+    else:
+        given = make(on_hopper, torch.bfloat16, geometry, [(700, 1), (3000, 90), (33, 2), (500, 60), (5000, 1)])
+    assert given.supported() and len(given.work.narrow) > 0 and len(given.work.wide) > 0
+    eager, out = given.answer(), torch.empty_like(given.query)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attend(given.query, given.kv, given.ready, scale=given.scale, out=out)
+    for _ in range(2):
+        out.fill_(math.nan)
+        graph.replay()
+        assert torch.equal(out, eager)
 
 
 @pytest.mark.gpu

@@ -43,7 +43,7 @@ def batches(draw, windows=ANY_WINDOW):
     group = draw(st.sampled_from([1, 2, 4, 4, 7, 17]))
     geometry = Geometry(
         heads * group, heads, 64, page, wide=draw(st.sampled_from([32, 128])),
-        num_processors=draw(st.sampled_from([1, 3, 132])), narrow_places=draw(st.integers(1, 3)),
+        num_processors=draw(st.sampled_from([1, 3, 132])), narrow_places=draw(st.integers(1, 3)), least_saving=256,
     )  # fmt: skip
     lengths = [draw(st.sampled_from([0, 520, 520, 700, 900])) for _ in range(3)]  # tokens of each level
     ids, nodes = np.random.default_rng(draw(st.integers(0, 3))).permutation(60_000).astype(np.int32), {}
@@ -230,11 +230,26 @@ def test_one_long_context_gives_all_processors_work():
     assert 0.9 * places <= len(work.narrow) * geometry.num_kv_heads <= places
 
 
+@pytest.mark.parametrize(
+    ("shape", "position", "num_tokens", "width", "most_idle"),
+    [((28, 4, 128, 16), 32_768, 10, "wide", 68), ((8, 1, 128, 16), 33_790, 1, "narrow", 88)],
+)
+def test_a_long_context_is_cut_for_few_kv_heads_too(shape, position, num_tokens, width, most_idle):
+    geometry = Geometry(*shape)
+    work = plan([Span(np.arange(2200, dtype=np.int32), position, num_tokens)], geometry)
+    items, other = (work.wide, work.narrow) if width == "wide" else (work.narrow, work.wide)
+    places = geometry.num_processors * (geometry.wide_places if width == "wide" else geometry.narrow_places)
+    assert len(other) == 0 and work.num_slots == len(items) * num_tokens
+    assert places - most_idle <= len(items) * geometry.num_kv_heads <= places
+    if width == "wide":
+        assert len(items) == 16, "as many as a row may have"
+
+
 def test_a_prefix_that_is_too_short_is_read_by_each():
-    geometry, shared = Geometry(4, 1, 64, 16), np.arange(1000, 1200, dtype=np.int32)
+    geometry, shared = Geometry(4, 1, 64, 16, least_saving=256), np.arange(1000, 1200, dtype=np.int32)
     for num_pages, runs in ((16, 0), (31, 0), (32, 1), (200, 1)):  # two who share save half of 512 tokens each
         tables = {i: np.append(shared[:num_pages], np.int32(i)) for i in range(2)}
-        assert len(find_shared(tables, 2, 16).runs) == runs
+        assert len(find_shared(tables, 2, 16, 256).runs) == runs
         work = plan([Span(pages, len(pages) * 16 - 1, 1) for pages in tables.values()], geometry)
         assert (len(work.rows) > 2) == (runs > 0)
         assert len(work.wide) == 0, "the rows of both fit a narrow tile"
@@ -251,7 +266,7 @@ def test_what_is_shared_is_a_tree():
         4: table((1, 40), (2, 70)),
         7: table((9, 500)),
     }
-    found = find_shared(tables, 8, 16)
+    found = find_shared(tables, 8, 16, 256)
     outer = next(number for number, run in enumerate(found.runs) if run.begin == 0)
     inner = next(number for number, run in enumerate(found.runs) if run.begin == 640)
     assert len(found.runs) == 2
