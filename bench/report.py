@@ -57,6 +57,15 @@ COLUMNS = {
         "out_tok_s": "tokens/s",
         "hit_rate": "hit rate",
     },
+    "engine_gpu_single": {
+        "workload": "one request, 32,000 tokens and 64 new",
+        "hit_ms": "first token on a hit, ms",
+        "vllm_hit_ms": "vLLM's",
+        "hit_goal_ms": "goal",
+        "cold_s": "without, s",
+        "vllm_cold_s": "vLLM's",
+        "cold_goal_s": "goal",
+    },
     "kernels_attention": {
         "case": "attention of one layer, pages of 16",
         "ours_ms": "ms",
@@ -87,7 +96,7 @@ COLUMNS = {
 
 def newest(bench: str) -> list[dict[str, Any]]:
     """The rows of the last run of a benchmark."""
-    path = RESULTS / f"{bench}.jsonl"
+    path = RESULTS / f"{bench.removesuffix('_single')}.jsonl"
     if not path.exists():
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -117,7 +126,11 @@ def _name(bench: str, row: dict[str, Any]) -> tuple[str, ...]:
     first = next(iter(COLUMNS[bench]))
     return tuple(
         str(row.get(column))
-        for column in {"kernels_moves": (first, "way"), "engine_gpu": (first, "cache")}.get(bench, (first,))
+        for column in {
+            "kernels_moves": (first, "way"),
+            "engine_gpu": (first, "cache"),
+            "engine_gpu_single": (first, "cache"),
+        }.get(bench, (first,))
     )
 
 
@@ -127,13 +140,13 @@ def _table(bench: str) -> str:
     rows, columns = newest(bench), COLUMNS[bench]
     if not rows:
         return ""
-    if bench == "engine_gpu":
-        rows = [row for row in rows if row["workload"] != "single"]  # has columns of its own
+    if bench.startswith("engine_gpu"):  # one workload has columns of its own
+        rows = [row for row in rows if (row["workload"] == "single") == bench.endswith("single")]
     if bench == "index_rivals":
         rows = _by_index(rows)
     lines = ["| " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * (len(columns) - 1)]
-    fine = bench.startswith("kernels")
-    lines += ["| " + " | ".join(_cell(row.get(name), fine) for name in columns) + " |" for row in rows]
+    digits = 4 if bench.startswith("kernels") else 2 if bench.startswith("engine_gpu") else None
+    lines += ["| " + " | ".join(_cell(row.get(name), digits) for name in columns) + " |" for row in rows]
     about = rows[-1]
     kind = f", {about['dtype']}" if "dtype" in about else ""
     where = about["gpu"]["name"] if "gpu" in about else f"{about['cores']} cores of {about['cpu']}{kind}"
@@ -183,9 +196,10 @@ def _evicted(row: dict[str, Any]) -> str:
     return f"{hit} (**{closed}**)" if row["pressure"] else f"{hit} ({closed})"
 
 
-def _cell(value: object, fine: bool = False) -> str:
-    if isinstance(value, float) and fine and 0 < value < 10:
-        return f"{value:.4f}" if value < 1 else f"{value:.3f}"
+def _cell(value: object, digits: int | None = None) -> str:
+    """A value for people; small ones with so many digits, if they are given."""
+    if isinstance(value, float) and digits is not None and 0 < value < 10:
+        return f"{value:.{digits}f}"
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 or value == 0 else f"{value:.2f}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
