@@ -19,6 +19,7 @@ from radixkv_kernels.work import Ints, Longs
 
 __all__ = ["SharedRun", "Sharing", "find_shared"]
 
+
 @dataclass(frozen=True, slots=True)
 class SharedRun:
     """Keys [begin, end) that several requests have in common; both ends are ends of pages.

@@ -155,9 +155,10 @@ class Executor:
         lease = request.lease
         if lease is not None:
             written = min(request.position, request.num_known)
-            if request.use_cache and lease.num_tokens < written:  # what has a slot: who goes on from here finds it
-                lease.extend(request.tokens(lease.num_tokens, written))
-            lease.release()
+            if not lease.released:  # an interrupt may have come between the release and the line after it
+                if request.use_cache and lease.num_tokens < written:  # what has a slot: who goes on from here finds it
+                    lease.extend(request.tokens(lease.num_tokens, written))
+                lease.release()
             request.lease = None
         request.begun = False
 
