@@ -197,7 +197,12 @@ class Walk:
             self.world.release(held)
 
     def attach(self, choices: Choices) -> None:
-        self.world.attach(self.held(choices), choices.one((None, None, *range(8))))
+        """A lease takes over what is there now; half the time another has just published what it has reserved pages for."""
+        held, limit = self.held(choices), choices.one((None, None, *range(8)))
+        if choices.below(2) and self.may_lease():
+            self.world.extend(held)
+            self.world.request(self.world.names[held.name], held.ids)
+        self.world.attach(held, limit)
 
     def follow(self, choices: Choices) -> None:
         """A request waits for another that computes what they share, and takes it over page by page."""
