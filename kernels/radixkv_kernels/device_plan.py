@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -140,12 +139,6 @@ class DevicePlan:
     def num_rows(self) -> int:
         """Query tokens it has room for."""
         return self.capacity.num_rows
-
-    def launches(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, int]]:
-        """(width, items, their count on the device, programs) of each kernel to launch."""
-        for i, (width, items) in enumerate((("narrow", self.narrow), ("wide", self.wide))):
-            if self.grids[i]:
-                yield width, items, self.counts[i:], self.grids[i]
 
 
 def pack(plan: Plan, capacity: Capacity, into: npt.NDArray[np.int32]) -> int:
